@@ -1,0 +1,81 @@
+# Two commands matter: `make book` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+PY := $(VENV)/Scripts/python.exe
+else
+PY := $(VENV)/bin/python
+endif
+
+# make's own functions cut file names at blanks, the shell does not: this is the folder of this file, spaces and all.
+ROOT := $(shell cd "$$(dirname "$$(printf '%s' '$(MAKEFILE_LIST)' | sed 's/^ *//')")" && pwd -P)
+# PARAMETERS and OUT are relative to the folder make was started in, which `make -f path/to/Makefile` leaves elsewhere.
+CALLER ?= $(CURDIR)
+export CALLER
+
+.DEFAULT_GOAL := help
+
+ifneq ($(CURDIR),$(ROOT))
+
+Makefile: ;
+%:
+	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
+
+.PHONY: help
+help:
+	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
+
+else
+
+.PHONY: help book html refresh edition test lint bench lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+# A stamp per set of extras, renewed when the declaration or the pins change.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11: set PYTHON=/path/to/a/newer/python3" >&2; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.book: $(VENV)/.created pyproject.toml constraints.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[book]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.created pyproject.toml constraints.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
+	@touch $(VENV)/.book $@
+
+book: $(VENV)/.book ## execute every notebook, render the book, print its first page
+	@$(PY) book/build.py book
+
+html: $(VENV)/.book ## render the committed outputs, executing nothing
+	@$(PY) book/build.py html
+
+refresh: $(VENV)/.test ## execute every notebook and update the committed outputs and results
+	@$(PY) book/build.py refresh
+
+edition: $(VENV)/.book ## the whole book with your own numbers: PARAMETERS=file.yaml OUT=folder
+	@$(PY) book/build.py edition --parameters "$(PARAMETERS)" --out "$(OUT)"
+
+test: $(VENV)/.test ## every check: units, notebooks, strict build, pages
+	@TQDM_DISABLE=1 $(PY) -m pytest tests --nbval-lax notebooks
+
+lint: $(VENV)/.test ## style of code, notebooks and workflows
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+bench: $(VENV)/.test ## each fast route against its slow one: a table and _build/benchmarks.json
+	@$(PY) tests/benchmarks/run.py
+
+lock: $(VENV)/.created ## pin anew what pyproject.toml declares: writes constraints.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check "uv>=0.8"
+	@$(PY) -m uv pip compile pyproject.toml --extra all --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file constraints.txt
+
+clean: ## remove everything that was built, the environment too
+	rm -rf $(VENV) _build .pytest_cache .ruff_cache .hypothesis .benchmarks fpo.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+endif

@@ -1,0 +1,1 @@
+"""The thin module behind *Alignment Collapse, Explained and Tested*."""

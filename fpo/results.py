@@ -1,0 +1,130 @@
+"""Result files: what a notebook found, with what it was found, in one JSON object written atomically."""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from fpo.parameters import Parameters
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Claim(BaseModel):
+    """One claim with what was found and the rule that gave its verdict.
+
+    `id` is unique in the book; `source` says who claims it; `value` is what was found, in words and rounded numbers;
+    `rule` states how the verdict follows from the numbers.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)+$")]
+    statement: Text
+    source: Text
+    value: Text
+    rule: Text
+    verdict: Literal["reproduced", "partly", "not reproduced", "new"]
+
+
+class ResultFile(BaseModel):
+    """The schema of `notebooks/results/*.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    notebook: Text
+    parameters: dict[str, Any]
+    environment: dict[str, str]
+    results: dict[str, Any]
+    claims: list[Claim]
+
+
+def verdict(holds: bool, in_part: bool = False, ours: bool = False) -> str:
+    """`reproduced`, `partly` or `not reproduced`; a claim that is ours and holds is `new`."""
+    return ("new" if ours else "reproduced") if holds else "partly" if in_part else "not reproduced"
+
+
+def judge(*evidence: bool | None) -> str:
+    """The verdict on a claim of the paper in several parts, each found to hold (True), to fail (False), or open (None).
+
+    `reproduced` if all hold, `not reproduced` if at least one fails and none holds, otherwise `partly`.
+    """
+    return verdict(all(evidence), in_part=any(evidence) or False not in evidence)
+
+
+def environment(*packages: str) -> dict[str, str]:
+    """Versions of Python and of the named packages, and the kind of machine."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "system": sys.platform,
+        "machine": platform.machine(),
+    }
+
+
+def plain(value: Any, digits: int = 6) -> Any:
+    """`value` as JSON knows it: arrays as lists, floats rounded to `digits` decimals, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item, digits) for item in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        # 0.0 is added so that a rounded -0.0 does not depend on the machine.
+        return round(float(value), digits) + 0.0 if np.isfinite(value) else None
+    return value
+
+
+def write(
+    notebook: str,
+    parameters: Parameters,
+    results: Mapping[str, Any],
+    claims: Iterable[Claim],
+    packages: Iterable[str] = ("fpo", "numpy"),
+) -> None:
+    """Write a result file to `parameters.results_path`, all of it or nothing; an empty path writes nothing.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        If the content does not fit `ResultFile`.
+    OSError
+        If the file cannot be written; an earlier file then stays as it was.
+    """
+    if not parameters.results_path:
+        return
+    content = ResultFile(
+        notebook=notebook,
+        parameters=plain(parameters.model_dump(exclude={"results_path"}), digits=12),
+        environment=environment(*packages),
+        results=plain(results),
+        claims=list(claims),
+    )
+    path = Path(parameters.results_path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content.model_dump(), file, indent=1, allow_nan=False)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def show(claims: Iterable[Claim]) -> None:
+    """Print the claims: the table that CI compares with the committed one."""
+    for claim in claims:
+        print(f"{claim.id}: {claim.verdict}\n    {claim.statement}\n    found: {claim.value}\n    rule: {claim.rule}")

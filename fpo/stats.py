@@ -1,0 +1,57 @@
+"""Paired comparisons over seeds, with exact intervals."""
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+
+def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[str, Any]:
+    """How often, and by how much, `first` exceeds `second` on the same seeds.
+
+    Parameters
+    ----------
+    first, second : arrays (seeds,)
+        One number a seed; NaN (a diverged run) loses against any number, and two NaN are a tie.
+    comparisons : int
+        How many comparisons share the error rate of 5 %: the interval has level 1 - 0.05 / comparisons (Bonferroni).
+
+    Returns
+    -------
+    dict
+        `wins`, `ties`, `pairs`; `low` and `high`, the Clopper-Pearson interval of the share of wins among the decided
+        pairs (0 and 1 where none is decided); `median`, `least`, `most`: the difference first - second, over the pairs
+        in which both are finite (NaN where there is none).
+    """
+    a, b = (np.where(np.isnan(x), -np.inf, x) for x in (np.asarray(first, float), np.asarray(second, float)))
+    wins, ties = int(np.sum(a > b)), int(np.sum(a == b))
+    decided = len(a) - ties
+    low, high = 0.0, 1.0
+    if decided:
+        low, high = binomtest(wins, decided).proportion_ci(1 - 0.05 / comparisons, method="exact")
+    finite = np.isfinite(a) & np.isfinite(b)
+    difference = a[finite] - b[finite] if finite.any() else np.array([np.nan])
+    return {
+        "wins": wins,
+        "ties": ties,
+        "pairs": len(a),
+        "low": float(low),
+        "high": float(high),
+        "median": float(np.median(difference)),
+        "least": float(np.min(difference)),
+        "most": float(np.max(difference)),
+    }
+
+
+def most(row: dict[str, Any], wins: bool = True) -> bool | None:
+    """Whether most pairs of a `paired` comparison are wins (or losses): None where its interval leaves that open."""
+    if row["low"] > 0.5:
+        return wins
+    return not wins if row["high"] < 0.5 else None
+
+
+def spread(values: np.ndarray) -> dict[str, Any]:
+    """Median and the central 95 % of one number a seed, diverged runs (NaN) counted apart and left out."""
+    finite = np.asarray(values)[np.isfinite(values)]
+    low, median, high = np.percentile(finite, [2.5, 50, 97.5]) if len(finite) else (np.nan, np.nan, np.nan)
+    return {"median": median, "low": low, "high": high, "diverged": int(len(values) - len(finite))}

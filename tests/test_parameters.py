@@ -1,0 +1,144 @@
+"""Bad input ends before any work with one message that names the parameter, the value and the allowed range."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from fpo.linear import Config
+from fpo.parameters import NotebookParameters, ParameterError, read
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "linear.ipynb"
+
+BAD = {
+    "unknown arm": ({"arms": ["standard", "optimistic"]}, ["arms", "optimistic", "standard, relaxed, practical"]),
+    "arm twice": ({"arms": ["standard", "standard"]}, ["arms", "at most once"]),
+    "no arm": ({"arms": []}, ["arms", "[]", "at least one"]),
+    "arms as a string": ({"arms": "standard"}, ["arms", "'standard'", "a list"]),
+    "negative gamma": ({"gamma": -0.1}, ["gamma", "-0.1", "from 0 to"]),
+    "zero steps": ({"steps": 0}, ["steps", "0", "from 1 to"]),
+    "negative steps": ({"steps": -5}, ["steps", "-5", "from 1 to"]),
+    "float steps": ({"steps": 300.0}, ["steps", "300.0", "whole number"]),
+    "boolean steps": ({"steps": True}, ["steps", "True", "whole number"]),
+    "float foresight": ({"foresight_steps": 2.5}, ["foresight_steps", "2.5", "whole number"]),
+    "negative foresight": ({"foresight_steps": -1}, ["foresight_steps", "-1", "from 0 to"]),
+    "empty seeds": ({"seeds": []}, ["seeds", "[]", "at least one"]),
+    "duplicate seeds": ({"seeds": [1, 2, 1]}, ["seeds", "[1, 2, 1]", "distinct"]),
+    "float seed": ({"seeds": [0, 1.0]}, ["seeds", "1.0", "whole number"]),
+    "negative seed": ({"seeds": [-1]}, ["seeds", "-1", "from 0 to"]),
+    "seeds as a number": ({"seeds": 3}, ["seeds", "3", "a list"]),
+    "misspelt name": ({"gama": 0.1}, ["gama", "0.1", "no such parameter", "gamma"]),
+    "NaN": ({"gamma": float("nan")}, ["gamma", "nan", "finite"]),
+    "infinity": ({"action_cost": float("inf")}, ["action_cost", "inf", "finite"]),
+    "string for a number": ({"gamma": "0.1"}, ["gamma", "'0.1'", "finite number"]),
+    "number for a boolean": ({"through_oracle": 1}, ["through_oracle", "1", "True or False"]),
+    "unknown estimator": ({"gradient": "backward"}, ["gradient", "'backward'", "closed-form", "forward-difference"]),
+    "more signal than there is": ({"dimensions": 2}, ["signal_dimensions", "3", "number of dimensions"]),
+    "two faults": ({"gamma": -1, "steps": 0}, ["2 parameters", "gamma = -1", "steps = 0"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_python_refuses(case):
+    values, words = BAD[case]
+    with pytest.raises(ParameterError) as caught:
+        Config(**values)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_replace_is_validated_too():
+    with pytest.raises(ParameterError, match="gamma = -1"):
+        Config().replace(gamma=-1)
+    assert Config().replace(seeds=range(3)).seeds == (0, 1, 2)
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(Exception, match="frozen"):
+        Config().gamma = 1.0
+
+
+def test_results_path_must_be_writable(tmp_path):
+    NotebookParameters(results_path=str(tmp_path / "new.json"))
+    NotebookParameters(results_path="")
+    for bad in (tmp_path, tmp_path / "missing" / "file.json", "/dev/null/file.json"):
+        with pytest.raises(ParameterError, match="results_path = .*: must be empty, or a file in an existing folder"):
+            NotebookParameters(results_path=str(bad))
+
+
+class Both(NotebookParameters, Config):
+    """What a notebook declares."""
+
+
+def cells(*sources):
+    """A notebook's namespace after its cells ran."""
+    namespace = {"In": ["", "import numpy\nother = 1", *sources]}
+    for source in sources:
+        exec(source, namespace)
+    return namespace
+
+
+def test_read_takes_the_cells_and_nothing_else():
+    namespace = cells("# Parameters, with their defaults\ngamma = 0.5  # weight\nsteps = 7", "# Parameters\nsteps = 9")
+    namespace["later"] = 3.0
+    found = read(Both, namespace)
+    assert (found.gamma, found.steps, found.results_path) == (0.5, 9, "")
+
+
+def test_read_refuses_a_misspelt_injected_name():
+    with pytest.raises(ParameterError, match="gama = 1: no such parameter"):
+        read(Both, cells("# Parameters, with their defaults\ngamma = 0.5", "# Parameters\ngama = 1"))
+
+
+def test_read_lets_a_reader_correct_a_cell():
+    wrong, right = "# Parameters, with their defaults\ngama = 0.5", "# Parameters, with their defaults\ngamma = 0.5"
+    assert read(Both, cells(wrong, right)).gamma == 0.5
+
+
+def test_read_needs_the_cell():
+    with pytest.raises(ParameterError, match="no parameters found"):
+        read(Both, cells("gamma = 1"))
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """The chapter up to its validation and one cell more, which tells whether anything ran after a refusal."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    last = next(i for i, cell in enumerate(notebook.cells) if "validate" in cell.metadata.get("tags", []))
+    notebook.cells = notebook.cells[: last + 1] + [nbformat.v4.new_code_cell("open('ran', 'w').close()")]
+    path = tmp_path_factory.mktemp("head") / "linear.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+# Each costs a kernel, so cases that need none stay with Python.
+THROUGH_PAPERMILL = [
+    "unknown arm", "negative gamma", "zero steps", "negative steps", "float steps", "empty seeds", "duplicate seeds",
+    "misspelt name", "NaN", "infinity",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*THROUGH_PAPERMILL, "unwritable results_path"])
+def test_papermill_refuses(case, head, tmp_path):
+    values, words = BAD.get(case, ({"results_path": "missing/file.json"}, ["results_path", "missing/file.json"]))
+    results = {} if "results_path" in values else {"results_path": "results.json"}
+    with pytest.raises(PapermillExecutionError) as caught:
+        papermill.execute_notebook(
+            head, tmp_path / "out.ipynb", {**results, **values}, cwd=tmp_path, progress_bar=False, log_output=False
+        )
+    assert caught.value.ename == "ParameterError"
+    for word in words:
+        assert word in caught.value.evalue
+    assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
+
+
+def test_papermill_takes_good_values(head, tmp_path):
+    papermill.execute_notebook(head, tmp_path / "out.ipynb", {"steps": 3}, cwd=tmp_path, progress_bar=False)
+    assert (tmp_path / "ran").exists()
+
+
+def test_parameters_have_a_json_schema():
+    assert json.dumps(Both.model_json_schema())

@@ -1,0 +1,47 @@
+"""Paired comparisons against direct counting and the definition of the exact interval."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from fpo import stats
+
+NUMBERS = st.one_of(st.just(float("nan")), st.integers(-3, 3).map(float))
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=40), st.integers(1, 10))
+def test_paired_counts_and_bounds(pairs, comparisons):
+    first, second = np.array(pairs).T
+    found = stats.paired(first, second, comparisons)
+    wins = sum(1 for a, b in pairs if a > b or (np.isnan(b) and not np.isnan(a)))
+    ties = sum(1 for a, b in pairs if a == b or (np.isnan(a) and np.isnan(b)))
+    assert (found["wins"], found["ties"], found["pairs"]) == (wins, ties, len(pairs))
+    decided, tail = len(pairs) - ties, 0.025 / comparisons
+    if decided and wins > 0:
+        assert binom.sf(wins - 1, decided, found["low"]) == pytest.approx(tail, rel=1e-6)
+    else:
+        assert found["low"] == 0
+    if decided and wins < decided:
+        assert binom.cdf(wins, decided, found["high"]) == pytest.approx(tail, rel=1e-6)
+    else:
+        assert found["high"] == 1
+
+
+def test_paired_difference():
+    found = stats.paired(np.array([1.0, 5.0, np.nan]), np.array([0.0, 2.0, 7.0]))
+    assert (found["median"], found["least"], found["most"]) == (2.0, 1.0, 3.0)
+    assert np.isnan(stats.paired(np.array([np.nan]), np.array([1.0]))["median"])
+
+
+def test_most():
+    rows = [{"low": 0.6, "high": 1.0}, {"low": 0.0, "high": 0.4}, {"low": 0.3, "high": 0.7}]
+    assert [stats.most(row) for row in rows] == [True, False, None]
+    assert [stats.most(row, wins=False) for row in rows] == [False, True, None]
+
+
+def test_spread_leaves_diverged_runs_out_and_counts_them():
+    found = stats.spread(np.array([1.0, 2.0, 3.0, np.nan]))
+    assert found["median"] == 2.0 and found["diverged"] == 1 and found["low"] < 2 < found["high"]
+    assert np.isnan(stats.spread(np.array([np.nan]))["median"])
