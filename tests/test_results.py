@@ -1,9 +1,11 @@
 """Result files: their schema, their atomic writing, and the committed ones."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
+import papermill
 import pytest
 from pydantic import ValidationError
 
@@ -11,7 +13,8 @@ from fpo import results
 from fpo.linear import ARMS, Config
 from fpo.parameters import NotebookParameters
 
-COMMITTED = sorted((Path(__file__).parents[1] / "notebooks" / "results").glob("*.json"))
+ROOT = Path(__file__).parents[1]
+COMMITTED = sorted((ROOT / "notebooks" / "results").glob("*.json"))
 
 
 class Some(NotebookParameters, Config):
@@ -76,7 +79,7 @@ def test_claim_ids_are_unique():
 
 @pytest.mark.parametrize("quantity", ["final_utility", "peak_utility"])
 def test_linear_utilities_are_objects_arm_seed_number(quantity):
-    content = json.loads((Path(__file__).parents[1] / "notebooks" / "results" / "linear.json").read_text())
+    content = json.loads((ROOT / "notebooks" / "results" / "linear.json").read_text())
     table = content["results"][quantity]
     assert set(table) == set(ARMS)
     for row in table.values():
@@ -97,3 +100,46 @@ def test_linear_utilities_are_objects_arm_seed_number(quantity):
 )
 def test_judge(evidence, expected):
     assert results.judge(*evidence) == expected
+
+
+def differences(ours, theirs, where="results"):
+    """Paths at which two JSON values differ by more than rounding."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        unshared = [f"{where}.{key}" for key in ours.keys() ^ theirs.keys()]
+        return unshared + [
+            d for key in ours.keys() & theirs.keys() for d in differences(ours[key], theirs[key], f"{where}.{key}")
+        ]
+    if isinstance(ours, list) and isinstance(theirs, list):
+        if len(ours) != len(theirs):
+            return [where]
+        return [d for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) for d in differences(a, b, f"{where}.{i}")]
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return [] if abs(ours - theirs) <= 2e-6 + 1e-6 * abs(ours) else [where]
+    return [] if ours == theirs and type(ours) is type(theirs) else [where]
+
+
+def test_differences_sees_what_it_should():
+    ours = {"a": [1.0, None], "b": "x", "c": 1}
+    assert differences(ours, {"a": [1.0 + 1e-9, None], "b": "x", "c": 1}) == []
+    found = differences(ours, {"a": [1.00001, 0.0], "b": "y", "d": 1})
+    assert sorted(found) == ["results.a.0", "results.a.1", "results.b", "results.c", "results.d"]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_results_are_what_the_notebook_computes(path, tmp_path):
+    fresh = tmp_path / path.name
+    notebook = path.parents[1] / f"{path.stem}.ipynb"
+    papermill.execute_notebook(
+        notebook, None, {"results_path": str(fresh)}, cwd=notebook.parent, progress_bar=False, log_output=False
+    )
+    committed, new = json.loads(path.read_text()), json.loads(fresh.read_text())
+    for part in ("notebook", "parameters", "results", "claims"):
+        assert differences(committed[part], new[part], part) == []
+
+
+def test_headline_is_drawn_from_the_committed_results():
+    spec = importlib.util.spec_from_file_location("headline", ROOT / "book" / "headline.py")
+    headline = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(headline)
+    drawn = (ROOT / "book" / "_static" / "headline.svg").read_text(encoding="utf-8")
+    assert headline.digest(ROOT / "notebooks" / "results") in drawn

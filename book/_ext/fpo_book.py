@@ -1,0 +1,244 @@
+"""Numbers, claims and environments of the notebooks' results files, for the book's pages.
+
+A results file is notebooks/results/NAME.json, written by the execution that made the committed outputs. A page never
+repeats what it holds, it refers to it, and what cannot be resolved is a Sphinx warning, which the strict build refuses.
+
+    {result}`linear/summary.relaxed.final.median|.2f`      a number under "results", with a Python format
+    {result}`linear/parameters:steps|d`                    one under "parameters"
+    {result}`linear/claims:linear-collapse.verdict|s`      a field of the claim with this id
+
+    ```{claims-table}            every claim, or those of the notebooks named
+    ```
+    ```{environment-table} linear
+    ```
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx_external_toc.parsing import parse_toc_yaml
+
+RESULTS = "notebooks/results"
+VERDICTS = ("reproduced", "partly", "not reproduced", "new")
+NOT_AVAILABLE = "not available"
+
+logger = logging.getLogger(__name__)
+
+
+class Fault(Exception):
+    """Something in a page or in a results file that the reader must not get to see as a number."""
+
+
+def read_results(env, notebook):
+    """The content of a notebook's results file; the page that asks for it is made to depend on it."""
+    path = Path(env.srcdir, RESULTS, f"{notebook}.json")
+    env.note_dependency(str(path))
+    try:
+        content = json.loads(path.read_text(encoding="utf8"), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise Fault(f"there is no results file {RESULTS}/{notebook}.json") from None
+    except ValueError as error:
+        raise Fault(f"{RESULTS}/{notebook}.json is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise Fault(f"{RESULTS}/{notebook}.json does not hold an object")
+    return content
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is not a number")
+
+
+def look_up(content, reference):
+    """The value that `[section:]dotted.path` names in the content of a results file."""
+    section, colon, path = reference.rpartition(":")
+    section = section if colon else "results"
+    if section not in ("results", "parameters", "claims"):
+        raise Fault(f"unknown section {section!r}, expected 'results', 'parameters' or 'claims'")
+    if section not in content:
+        raise Fault(f"the results file has no {section!r}")
+    value = content[section]
+    if section == "claims":
+        value = {claim["id"]: claim for claim in value}
+    walked = section
+    for key in path.split("."):
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            raise Fault(f"{walked} has no {key!r}, {_what_is_there(value)}")
+        walked += f".{key}"
+    return value
+
+
+def _what_is_there(value):
+    if isinstance(value, dict):
+        return "only " + ", ".join(sorted(value))
+    return f"only {len(value)} entries" if isinstance(value, list) else f"it is {value!r}"
+
+
+def show(value, spec):
+    """A value as the text of the page: formatted, with a true minus sign, or "not available" for null."""
+    if value is None:
+        return NOT_AVAILABLE
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Fault(f"a {type(value).__name__} is neither a number nor a text")
+    try:
+        text = format(value, spec)
+    except ValueError as error:
+        raise Fault(f"{value!r} cannot be shown as {spec!r}: {error}") from None
+    return text if isinstance(value, str) else text.replace("-", "\N{MINUS SIGN}")
+
+
+class ResultRole(SphinxRole):
+    """{result}`notebook/path|format`: one value of a results file as text."""
+
+    def run(self):
+        address, _, spec = self.text.partition("|")
+        notebook, slash, reference = address.strip().partition("/")
+        try:
+            if not slash:
+                raise Fault("expected notebook/path|format")
+            value = look_up(read_results(self.env, notebook), reference)
+            text = show(value, spec.strip() or "g")
+        except Fault as fault:
+            logger.warning(
+                "{result}`%s`: %s", self.text, fault, location=self.get_location(), type="fpo", subtype="result"
+            )
+            return [], []
+        classes = ["result"] if isinstance(value, str) else ["result", "number"]
+        return [nodes.inline(text, text, classes=classes)], []
+
+
+def prose(text):
+    """Inline nodes of a text that may hold $math$."""
+    parts = re.split(r"\$([^$]+)\$", text)
+    return [nodes.math(part, part) if odd % 2 else nodes.Text(part) for odd, part in enumerate(parts) if part]
+
+
+def table(heads, rows, widths, classes):
+    """A docutils table; a cell is a list of paragraphs."""
+
+    def row(cells):
+        return nodes.row("", *(nodes.entry("", *cell) for cell in cells))
+
+    group = nodes.tgroup(
+        "",
+        *(nodes.colspec(colwidth=width) for width in widths),
+        nodes.thead("", row([paragraph(nodes.Text(head))] for head in heads)),
+        nodes.tbody("", *(row(cells) for cells in rows)),
+        cols=len(heads),
+    )
+    return nodes.table("", group, classes=classes)
+
+
+def paragraph(*children, classes=()):
+    return nodes.paragraph("", "", *children, classes=list(classes))
+
+
+class ResultsDirective(SphinxDirective):
+    """A directive made from results files, whose faults are warnings at its place in the page."""
+
+    def run(self):
+        try:
+            return self.build(self.arguments[0].split() if self.arguments else [])
+        except Fault as fault:
+            logger.warning("%s: %s", self.name, fault, location=self.get_location(), type="fpo", subtype="results")
+            return []
+
+
+class ClaimsTable(ResultsDirective):
+    """{claims-table}: every claim of the named notebooks (of all, in reading order) with its verdict."""
+
+    optional_arguments = 1
+    final_argument_whitespace = True
+
+    def build(self, notebooks):
+        rows = [row for notebook in notebooks or self.notebooks_of_book() for row in self.rows(notebook)]
+        if not rows:
+            raise Fault("no claim to show")
+        # In the chapter itself a link to the chapter says nothing.
+        shown = 3 if [self.env.docname] == [f"notebooks/{notebook}" for notebook in notebooks] else 4
+        heads, widths = ("Claim", "What we got", "Verdict", "Chapter"), (40, 30, 14, 16)
+        return [table(heads[:shown], [row[:shown] for row in rows], widths[:shown], ["claims"])]
+
+    def notebooks_of_book(self):
+        """Names of the book's notebooks in reading order; the page depends on the order too."""
+        toc = Path(self.env.srcdir, self.config.external_toc_path)
+        self.env.note_dependency(str(toc))
+        pages = [Path(page) for page in parse_toc_yaml(toc)]
+        return [page.stem for page in pages if page.parent.name == "notebooks"]
+
+    def rows(self, notebook):
+        content = read_results(self.env, notebook)
+        try:
+            return [self.row(notebook, claim) for claim in content["claims"]]
+        except KeyError as error:
+            raise Fault(f"{RESULTS}/{notebook}.json: no {error} in its claims") from None
+
+    def row(self, notebook, claim):
+        verdict = claim["verdict"]
+        if verdict not in VERDICTS:
+            raise Fault(f"claim {claim['id']!r}: verdict {verdict!r} is none of {', '.join(VERDICTS)}")
+        badge = nodes.inline(verdict, verdict, classes=["verdict", "verdict-" + verdict.replace(" ", "-")])
+        return (
+            [paragraph(*prose(claim["statement"])), paragraph(*prose(claim["source"]), classes=["claim-source"])],
+            [paragraph(*prose(claim["value"]))],
+            [paragraph(badge)],
+            [paragraph(self.link(notebook))],
+        )
+
+    def link(self, notebook):
+        """A link to the claims section of a chapter, reading as the chapter's title."""
+        path = Path(self.env.srcdir, "notebooks", f"{notebook}.ipynb")
+        self.env.note_dependency(str(path))
+        title = re.search(r'"# ([^"\\]+)', path.read_text(encoding="utf8")) if path.is_file() else None
+        if title is None:
+            raise Fault(f"notebooks/{notebook}.ipynb is missing or has no title")
+        reference = addnodes.pending_xref(
+            "",
+            nodes.inline(title[1], title[1]),
+            refdomain="std",
+            reftype="ref",
+            reftarget=f"claims-{notebook}",
+            refexplicit=True,
+            refwarn=True,
+            refdoc=self.env.docname,
+        )
+        reference.source, reference.line = self.get_source_info()
+        return reference
+
+
+class EnvironmentTable(ResultsDirective):
+    """{environment-table} NAME: where and with what a notebook's committed results were made."""
+
+    required_arguments = 1
+
+    def build(self, notebooks):
+        (notebook,) = notebooks
+        environment = read_results(self.env, notebook).get("environment")
+        if not isinstance(environment, dict) or not environment:
+            raise Fault(f"{RESULTS}/{notebook}.json has no environment")
+        digest = hashlib.sha256(Path(self.env.srcdir, RESULTS, f"{notebook}.json").read_bytes()).hexdigest()
+        rows = [(name, self.text(value)) for name, value in environment.items()]
+        rows.append((f"sha256 of results/{notebook}.json", digest[:12]))
+        cells = [[[paragraph(nodes.Text(text))] for text in row] for row in rows]
+        return [table(("What", "Value"), cells, (30, 70), ["environment"])]
+
+    def text(self, value):
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {self.text(item)}" for name, item in value.items())
+        return NOT_AVAILABLE if value is None else str(value)
+
+
+def setup(app):
+    app.add_role("result", ResultRole())
+    app.add_directive("claims-table", ClaimsTable)
+    app.add_directive("environment-table", EnvironmentTable)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

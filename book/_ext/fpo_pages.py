@@ -1,0 +1,84 @@
+"""What the built pages need beyond the theme: a local MathJax and mended markup.
+
+Every change of markup answers a fault which a screen reader or axe-core reports and for which the theme has no option;
+colours are mended in book/_static/book.css.
+"""
+
+from importlib.metadata import files
+from pathlib import Path
+from shutil import copyfile
+
+from bs4 import BeautifulSoup
+from docutils import nodes
+from sphinx.util import logging
+
+MATHJAX = "sphinx-mathjax-offline"
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_missing_alt(app, doctree):
+    """A figure that a screen reader cannot tell is a warning, and so an error of the strict build."""
+    for image in doctree.findall(nodes.image):
+        if not image.get("alt", "").strip():
+            where = image if image.line else app.env.docname
+            logger.warning("image without alt text: %s", image["uri"], location=where, type="fpo", subtype="alt")
+
+
+def finish(app, error):
+    """Add MathJax to the site and mend its pages."""
+    if error is not None or app.builder.name != "html":
+        return
+    name = app.config.mathjax_path
+    source = next(file for file in files(MATHJAX) if file.parts[-2:] == ("mathjax", name))
+    copyfile(source.locate(), Path(app.outdir, "_static", name))
+    for page in Path(app.outdir).rglob("*.html"):
+        if "_static" in page.relative_to(app.outdir).parts:
+            continue
+        soup = BeautifulSoup(page.read_text(encoding="utf8"), "html.parser")
+        mend(soup)
+        page.write_text(str(soup), encoding="utf8")
+
+
+def mend(soup):
+    """Mend the markup of one page in place."""
+    for toggle in soup.select("details > summary"):
+        if not toggle.get_text(strip=True) and not toggle.get("aria-label"):
+            part = toggle.find_parent("li")
+            link = part.find("a") if part else None
+            toggle["aria-label"] = f"Chapters of {link.get_text(strip=True)}" if link else "Show or hide"
+    for field in soup.select("input[type=search]"):
+        field["aria-label"] = "Search this book"
+    for button in soup.select("button, a.btn"):
+        if not button.get_text(strip=True) and not button.get("aria-label"):
+            button["aria-label"] = button.get("title") or button.get("data-bs-original-title") or "Show or hide"
+    for icon in soup.select("i[class*=fa-], span[class*=fa-]"):
+        icon["aria-hidden"] = "true"
+    for box in soup.select("article input[type=checkbox]:not([aria-label])"):
+        box["aria-label"] = box.parent.get_text(" ", strip=True)
+    for entry in soup.select("[role=doc-biblioentry]"):
+        entry["role"] = "listitem"
+    for sidebar in soup.select("div.bd-sidebar-primary"):
+        sidebar.attrs |= {"role": "region", "aria-label": "Book"}
+    for head in soup.select("article table thead"):
+        if not head.get_text(strip=True):  # Markdown has no table without a head
+            head.decompose()
+    for content in soup.select("article table"):
+        caption = content.find("caption") or content.find_previous(["h1", "h2", "h3", "h4"])
+        box = content.find_parent(class_="pst-scrollable-table-container") or content.wrap(soup.new_tag("div"))
+        box["class"] = "scrolling"
+        make_scrollable(box, f"Table: {caption.get_text(' ', strip=True).rstrip(' #')}")
+    for equation in soup.select("article div.math"):
+        number = equation.select_one(".eqno")
+        make_scrollable(equation, f"Equation {number.get_text(strip=True).rstrip('#')}" if number else "Equation")
+
+
+def make_scrollable(box, label):
+    """What scrolls must be reachable by keyboard, and what takes the focus must have a name."""
+    box.attrs |= {"tabindex": "0", "role": "group", "aria-label": label}
+
+
+def setup(app):
+    app.connect("doctree-read", warn_of_missing_alt)
+    app.connect("build-finished", finish)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,29 @@
+"""The summary of the benchmarks; the timings themselves are never asserted."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+spec = importlib.util.spec_from_file_location("run", Path(__file__).parent / "benchmarks" / "run.py")
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
+
+
+def test_slow_route_is_scaled_to_the_fast_ones_work():
+    rows = [("test_fast", 0.5, 100), ("test_slow", 3.0, 4)]
+    report = {
+        "benchmarks": [
+            {"group": "g", "name": name, "stats": {"median": seconds}, "extra_info": {"units": units}}
+            for name, seconds, units in rows
+        ]
+    }
+    assert run.summarize(report) == {
+        "g": {"ratio": 150.0, "fast_seconds": 0.5, "slow_seconds": 75.0, "units": 100, "slow_units_measured": 4}
+    }
+
+
+def test_a_missing_route_is_an_error():
+    row = {"group": "g", "name": "test_fast", "stats": {"median": 1.0}, "extra_info": {"units": 1}}
+    with pytest.raises(KeyError, match="test_slow"):
+        run.summarize({"benchmarks": [row]})
