@@ -66,6 +66,7 @@ test: $(VENV)/.test ## every check: units, notebooks, strict build, pages
 lint: $(VENV)/.test ## style of code, notebooks and workflows
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@if command -v actionlint >/dev/null; then actionlint; else echo "workflows not checked: no actionlint on PATH"; fi
 
 bench: $(VENV)/.test ## each fast route against its slow one: a table and _build/benchmarks.json
 	@$(PY) tests/benchmarks/run.py

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from copy import deepcopy
+from itertools import groupby
 from pathlib import Path
 
 import nbformat
@@ -68,7 +69,6 @@ def run(name, notebook, parameters, folder, progress):
             cwd=folder,
             progress_bar=progress,
             timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
-            coalesce_streams=True,
         )
     except (CellTimeoutError, DeadKernelError) as error:
         reason = str(error).splitlines()[0]
@@ -105,7 +105,7 @@ def tidy(original, executed, parameters):
     cells = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.tags]
     for cell, done in zip(notebook.cells, cells, strict=True):
         if cell.cell_type == "code":
-            cell.outputs = done.outputs
+            cell.outputs = merge_streams(done.outputs)
     if parameters:
         kernel = notebook.metadata.kernelspec
         source = translate_parameters(kernel.name, kernel.get("language", "python"), parameters, "Parameters").strip()
@@ -121,6 +121,18 @@ def tidy(original, executed, parameters):
     notebook.metadata.language_info = executed.metadata.language_info
     notebook.metadata.language_info.pop("version", None)
     return notebook
+
+
+def merge_streams(outputs):
+    """Outputs with neighbouring pieces of print as one, stdout first: how they come in pieces depends on the load."""
+    merged = []
+    for printed, group in groupby(outputs, key=lambda output: output.output_type == "stream"):
+        pieces = list(group)
+        if printed:
+            texts = {name: "".join(p.text for p in pieces if p.name == name) for name in ("stdout", "stderr")}
+            pieces = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in texts.items() if text]
+        merged += pieces
+    return merged
 
 
 def parameter_names(name):

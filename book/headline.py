@@ -26,7 +26,7 @@ def digest(results: Path) -> str:
 
 
 def draw(results: Path, out: Path) -> None:
-    """Draw the true utility of every arm of the linear game against iterations: median and central 95 % of the seeds."""
+    """Draw the true utility of every arm of the linear game against iterations: median, central 95 % of seeds."""
     content = json.loads((results / "linear.json").read_text(encoding="utf-8"))
     curves = dict(content["results"]["curves"])
     iterations = curves.pop("iterations")

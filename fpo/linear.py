@@ -68,7 +68,7 @@ class Config(Parameters):
     through_oracle: bool = Field(True, description="whether the penalty's gradient sees how U changes with y")
     action_cost: float = real(0.1, 0, 1e6, "weight of |y|^2 in every arm's objective")
     policy_lr: float = real(0.02, 0, 1e3, "length of a policy step per unit of gradient")
-    rm_lr: float = real(0.005, 0, 1e3, "half the RM's learning rate on the squared error")
+    rm_lr: float = real(0.005, 0, 1e3, "the RM's learning rate on the squared error")
     rm_decay: float = real(1e-4, 0, 1, "share of w that is lost in each RM step")
     dimensions: int = whole(50, 1, 10_000, "length d of an action")
     signal_dimensions: int = Field(

@@ -112,18 +112,25 @@ def read(model: type[Model], namespace: Mapping[str, Any]) -> Model:
     model : type
         The set of parameters that the notebook takes.
     namespace : mapping
-        The notebook's `globals()`. Its history `In` tells which names the parameters cell and papermill's injected
-        cell assigned, so that a misspelt name is refused even though the notebook would run without it.
+        The notebook's `globals()`. The names that its parameters cells assigned are taken, so that a misspelt name is
+        refused even though the notebook would run without it.
 
     Raises
     ------
     ParameterError
-        For an unknown name, a value that is not allowed, or a cell that assigns nothing.
+        For an unknown name, a value that is not allowed, or where no parameter was set.
     """
-    cells = [cell for cell in namespace["In"] if cell.lstrip().lower().startswith("# parameters")]
+    cells = [cell for cell in namespace["In"] if cell.lstrip().startswith("# Parameters")]
     # A reader may correct a cell and run it again: of each kind (the defaults, papermill's) only the latest counts.
     latest = {cell.lstrip().splitlines()[0]: cell for cell in cells}
     names = {name: None for cell in latest.values() for name in _assigned(cell)}
+    if not cells:
+        # A runner that keeps no history (nbval) starts afresh: all plain values so far are parameters.
+        plain = bool | int | float | str | list | dict | None
+        own = {
+            name: value for name, value in namespace.items() if not name.startswith("_") and name not in ("In", "Out")
+        }
+        names = {name: None for name, value in own.items() if isinstance(value, plain)}
     if not names:
         raise ParameterError("no parameters found: run the cell that starts with '# Parameters' first")
     return model(**{name: namespace[name] for name in names})

@@ -100,7 +100,14 @@ def test_read_lets_a_reader_correct_a_cell():
 
 def test_read_needs_the_cell():
     with pytest.raises(ParameterError, match="no parameters found"):
-        read(Both, cells("gamma = 1"))
+        read(Both, {"In": [""], "Out": {}, "numpy": json, "_private": 1})
+
+
+def test_read_without_a_history_takes_every_plain_value():
+    fresh = {"In": [""], "Out": {}, "numpy": json, "_private": 1, "gamma": 0.5}
+    assert read(Both, fresh).gamma == 0.5
+    with pytest.raises(ParameterError, match="gama = 1: no such parameter"):
+        read(Both, {**fresh, "gama": 1})
 
 
 @pytest.fixture(scope="module")

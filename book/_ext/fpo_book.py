@@ -105,15 +105,13 @@ class ResultRole(SphinxRole):
         try:
             if not slash:
                 raise Fault("expected notebook/path|format")
-            value = look_up(read_results(self.env, notebook), reference)
-            text = show(value, spec.strip() or "g")
+            text = show(look_up(read_results(self.env, notebook), reference), spec.strip() or "g")
         except Fault as fault:
             logger.warning(
                 "{result}`%s`: %s", self.text, fault, location=self.get_location(), type="fpo", subtype="result"
             )
             return [], []
-        classes = ["result"] if isinstance(value, str) else ["result", "number"]
-        return [nodes.inline(text, text, classes=classes)], []
+        return [nodes.inline(text, text, classes=["result"])], []
 
 
 def prose(text):

@@ -1,0 +1,43 @@
+"""What several test files share: the book as built from the committed outputs, and the browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pages
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One Chromium for all page checks. Without one they are skipped on a reader's machine and fail in CI."""
+    executable = pages.find_browser()
+    if executable is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(pages.NO_BROWSER)
+    with pages.Browser(executable) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def build():
+    """book/build.py, a script that lies in no package and imports its neighbours."""
+    sys.path.append(str(ROOT / "book"))
+    spec = importlib.util.spec_from_file_location("book_build", ROOT / "book" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def built_book(build, tmp_path_factory):
+    """The folder of the rendered book: committed outputs, every warning an error."""
+    folder = tmp_path_factory.mktemp("book")
+    status = build.render(build.stage(folder / "source"), folder / "html")
+    if status:
+        pytest.fail("the book does not render without warnings: see the captured messages, or run `make html`")
+    return folder / "html"

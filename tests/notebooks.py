@@ -1,0 +1,197 @@
+"""Faults of a notebook under the book's contract, found in the file alone: nothing is executed here.
+
+That the outputs are still what the code computes is nbval's part.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+LONGEST_CELL = 25
+RESULT_KEYS = {"notebook", "parameters", "environment", "results", "claims"}
+VERDICTS = ("not reproduced", "reproduced", "partly", "new")
+# What editors and executors leave behind; it differs from run to run and tells a reader nothing.
+LITTER = {"ExecuteTime", "collapsed", "execution", "papermill", "scrolled", "vscode"}
+NOTEBOOK_LITTER = {"papermill", "toc", "vscode", "widgets"}
+A_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|Users|private|var/folders)/|(?<![A-Za-z])[A-Za-z]:\\(?=\w)")
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """One breach of the contract; `cell` counts all cells from 0 and is -1 for the notebook as a whole."""
+
+    cell: int
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        where = "the notebook" if self.cell < 0 else f"cell {self.cell}"
+        return f"{where}: {self.kind}: {self.detail}"
+
+
+def tags(cell) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def texts(output) -> Iterator[str]:
+    """All text of an output; pictures are left out, but a drawing (SVG) is text."""
+    yield output.get("text", "")
+    yield from output.get("traceback", [])
+    for kind, value in output.get("data", {}).items():
+        if not kind.startswith("image/") or kind == "image/svg+xml":
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield re.sub(r"base64,[A-Za-z0-9+/=\s]+", "base64,", text)
+
+
+def names_a_path(text: str) -> str | None:
+    """The first path of somebody's machine in a text."""
+    if found := A_PATH.search(text):
+        return text[found.start() : found.start() + 60].split("\n")[0]
+    return str(ROOT) if str(ROOT) in text else None
+
+
+def parameters_of(cell) -> dict[str, ast.stmt]:
+    """Name and statement of each parameter; anything else in the cell raises ValueError."""
+    found = {}
+    for statement in ast.parse(cell.source).body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        if len(targets) != 1 or not isinstance(targets[0], ast.Name) or not is_plain(statement.value):
+            raise ValueError(f"line {statement.lineno} is not `name = plain value`")
+        found[targets[0].id] = statement
+    return found
+
+
+def is_plain(value: ast.expr) -> bool:
+    """A scalar, a string, a list of such, or list(range(...)), which saves writing out 64 seeds."""
+    match value:
+        case ast.Call(func=ast.Name("list"), args=[ast.Call(func=ast.Name("range"), args=bounds, keywords=[])]):
+            return all(isinstance(bound, ast.Constant) for bound in bounds)
+        case ast.List(elts=parts):
+            return all(is_plain(part) for part in parts)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant()):
+            return True
+    return isinstance(value, ast.Constant)
+
+
+def _parameter_faults(cells: list) -> Iterator[Fault]:
+    places = [i for i, cell in enumerate(cells) if "parameters" in tags(cell)]
+    if len(places) != 1:
+        yield Fault(-1, "parameters", f"{len(places)} cells are tagged parameters, not one")
+        return
+    place = places[0]
+    cell = cells[place]
+    following = next((i for i in range(place + 1, len(cells)) if cells[i].cell_type == "code"), None)
+    if following is None or "validate" not in tags(cells[following]):
+        yield Fault(place, "validate", "the next code cell is not tagged validate")
+    try:
+        found = parameters_of(cell)
+    except (SyntaxError, ValueError) as error:
+        yield Fault(place, "parameters", str(error))
+        return
+    tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
+    commented = {token.start[0] for token in tokens if token.type == tokenize.COMMENT}
+    for name, statement in found.items():
+        if not commented & set(range(statement.lineno, statement.end_lineno + 1)):
+            yield Fault(place, "parameters", f"{name} has no comment on its line")
+    default = found.get("results_path")
+    if default is None or not isinstance(default.value, ast.Constant) or default.value.value != "":
+        yield Fault(place, "results_path", 'there is no parameter results_path = ""')
+
+
+def _execution_faults(cells: list) -> Iterator[Fault]:
+    code = [(i, cell) for i, cell in enumerate(cells) if cell.cell_type == "code"]
+    for count, (i, cell) in enumerate(code, start=1):
+        if cell.execution_count is None:
+            yield Fault(i, "not executed", "the cell has no execution count")
+        elif cell.execution_count != count:
+            yield Fault(i, "order", f"execution count {cell.execution_count} where {count} is due")
+        for output in cell.outputs:
+            if output.output_type == "error":
+                yield Fault(i, "error output", f"{output.get('ename')}: {output.get('evalue')}")
+                continue
+            if output.get("name") == "stderr":
+                yield Fault(i, "stderr output", output.text.strip()[:120])
+            if path := next(filter(None, map(names_a_path, texts(output))), None):
+                yield Fault(i, "path in an output", path)
+
+
+def _claims_faults(cells: list, name: str) -> Iterator[Fault]:
+    places = [i for i, cell in enumerate(cells) if "nbval-check-output" in tags(cell)]
+    if len(places) != 1:
+        yield Fault(-1, "claims", f"{len(places)} cells are tagged nbval-check-output, not one")
+    else:
+        shown = "\n".join(text for output in cells[places[0]].get("outputs", []) for text in texts(output))
+        if not any(verdict in shown for verdict in VERDICTS):
+            yield Fault(places[0], "claims", "the tagged cell prints no table with verdicts")
+    target = f"(claims-{name})="
+    if not any(target in cell.source.splitlines() for cell in cells if cell.cell_type == "markdown"):
+        yield Fault(-1, "target", f"no markdown cell has the line {target}")
+
+
+def _style_faults(cells: list) -> Iterator[Fault]:
+    if not cells or cells[0].cell_type != "markdown" or not re.search(r"^# \S", cells[0].source, re.MULTILINE):
+        yield Fault(0 if cells else -1, "title", "the first cell is not markdown with a title")
+    for i, cell in enumerate(cells):
+        if litter := LITTER & set(cell.metadata):
+            yield Fault(i, "metadata", f"the cell carries {', '.join(sorted(litter))}")
+        if "injected-parameters" in tags(cell):
+            yield Fault(i, "metadata", "the cell is one that papermill has injected")
+        if cell.cell_type != "code":
+            continue
+        lines = len(cell.source.splitlines())
+        if lines > LONGEST_CELL and not tags(cell) & {"hide-input", "hide-cell"}:
+            yield Fault(i, "long cell", f"{lines} lines, more than {LONGEST_CELL}, and not hidden")
+        if any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})):
+            given = cell.metadata.get("mystnb", {})
+            wanted = [("image", "alt"), ("figure", "caption"), ("figure", "name")]
+            for group, key in wanted:
+                if not str(given.get(group, {}).get(key, "")).strip():
+                    yield Fault(i, "figure", f"the cell's metadata has no mystnb.{group}.{key}")
+
+
+def _results_faults(file: Path) -> Iterator[Fault]:
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        given = json.loads(text, parse_constant=refuse)
+        missing = RESULT_KEYS - given.keys()
+    except FileNotFoundError:
+        yield Fault(-1, "results", f"there is no results file {file.name}")
+    except (ValueError, AttributeError) as error:
+        yield Fault(-1, "results", f"{file.name} is no JSON object: {error}")
+    else:
+        if missing:
+            yield Fault(-1, "results", f"{file.name} lacks {', '.join(sorted(missing))}")
+        elif given["notebook"] != file.stem:
+            yield Fault(-1, "results", f"{file.name} is of notebook {given['notebook']!r}")
+        if path := names_a_path(text):
+            yield Fault(-1, "results", f"{file.name} holds a path: {path}")
+
+
+def faults(notebook: str | Path, results: str | Path | None = None) -> list[Fault]:
+    """Every breach in one notebook. `results` is the folder of results files, next to the notebook by default."""
+    notebook = Path(notebook)
+    name = notebook.stem
+    read = nbformat.read(notebook, as_version=4)
+    found = [
+        *_parameter_faults(read.cells),
+        *_execution_faults(read.cells),
+        *_claims_faults(read.cells, name),
+        *_style_faults(read.cells),
+        *_results_faults(Path(results or notebook.parent / "results") / f"{name}.json"),
+    ]
+    if litter := NOTEBOOK_LITTER & set(read.metadata):
+        found.append(Fault(-1, "metadata", f"the notebook carries {', '.join(sorted(litter))}"))
+    return sorted(found)

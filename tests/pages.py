@@ -1,0 +1,516 @@
+"""Faults of a built book, found by reading its files and by opening every page in a headless browser.
+
+`static_faults` needs nothing but the files. `Browser` drives an installed Chromium; it serves the folder on loopback
+from a subfolder, as a project page is published, so a link to the server's root is caught too.
+"""
+
+from __future__ import annotations
+
+import http.server
+import importlib.resources
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+EXTERNAL = "external request"
+CONSOLE = "console error"
+MATH = "unrendered math"
+LINK = "broken link"
+ANCHOR = "broken anchor"
+MISSING = "missing file"
+ALT = "no alt text"
+CONTRAST = "contrast"
+ACCESS = "accessibility"
+OVERFLOW = "horizontal scroll"
+ORPHAN = "orphan page"
+ERROR = "error output"
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """One thing wrong with one page; `page` is its path below the book's folder."""
+
+    page: str
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.kind}: {self.detail}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the files themselves say
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Attributes that make a browser fetch something as the page loads (links are followed only by a reader).
+FETCHED = {
+    ("audio", "src"), ("embed", "src"), ("iframe", "src"), ("image", "href"), ("image", "xlink:href"), ("img", "src"),
+    ("input", "src"), ("object", "data"), ("script", "src"), ("source", "src"), ("track", "src"), ("use", "href"),
+    ("use", "xlink:href"), ("video", "poster"), ("video", "src"),
+}  # fmt: skip
+# Relations of <link> that cost a request or open a connection.
+FETCHED_RELATIONS = {
+    "apple-touch-icon", "dns-prefetch", "icon", "manifest", "modulepreload", "preconnect", "prefetch", "preload",
+    "stylesheet",
+}  # fmt: skip
+# Pages that a theme offers through its own buttons and that the table of contents need not name.
+UNLISTED = {"404.html", "genindex.html", "py-modindex.html", "search.html"}
+VOID = set("area base br col embed hr img input link meta source track wbr".split())
+A_FILE_NAME = re.compile(r"\S+\.(png|jpe?g|gif|svg|webp|pdf)", re.IGNORECASE)
+
+
+@dataclass
+class Page:
+    """What one HTML file refers to, offers and shows."""
+
+    path: str
+    ids: set[str] = field(default_factory=set)
+    links: list[str] = field(default_factory=list)  # a reader can follow them
+    fetches: list[str] = field(default_factory=list)  # the browser does
+    declared: list[str] = field(default_factory=list)  # <link rel="next"> and the like: neither, yet they must exist
+    unnamed: list[str] = field(default_factory=list)  # pictures without alternative text
+    errors: list[str] = field(default_factory=list)
+    redirects: bool = False
+
+
+class _Reader(HTMLParser):
+    """Fills a Page. HTMLParser does not balance tags, so the stack forgives unclosed ones."""
+
+    def __init__(self, path: str):
+        super().__init__(convert_charrefs=True)
+        self.page = Page(path)
+        self.base = ""
+        self.stack: list[tuple[str, dict[str, str]]] = []
+        self.svgs: list[dict] = []  # open <svg> elements, outermost first
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_starttag(self, tag, attrs):
+        given = {name: value or "" for name, value in attrs}
+        page = self.page
+        for name in ("id", "name") if tag == "a" else ("id",):
+            if given.get(name):
+                page.ids.add(given[name])
+        if tag == "base":
+            self.base = given.get("href", "")
+        self._references(tag, given)
+        self._pictures(tag, given)
+        classes = set(given.get("class", "").split())
+        if {"output", "traceback"} <= classes:
+            page.errors.append("a cell shows a traceback")
+        elif classes & {"system-message", "problematic"}:
+            page.errors.append("a message of the renderer shows")
+        if tag not in VOID:
+            self.stack.append((tag, given))
+
+    def handle_endtag(self, tag):
+        if tag not in {name for name, _ in self.stack}:
+            return
+        while self.stack:
+            name, _ = self.stack.pop()
+            if name == "svg" and self.svgs:
+                self._close_svg(self.svgs.pop())
+            if name == tag:
+                break
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1][0] == "title" and self.svgs and data.strip():
+            self.svgs[-1]["title"] = True
+
+    def _references(self, tag, given):
+        page, where = self.page, lambda url: urljoin(self.base, url.strip()) if self.base else url.strip()
+        if tag in ("a", "area") and "href" in given:
+            page.links.append(where(given["href"]))
+        elif tag == "link" and given.get("href"):
+            fetched = set(given.get("rel", "").lower().split()) & FETCHED_RELATIONS
+            (page.fetches if fetched else page.declared).append(where(given["href"]))
+        elif tag == "meta" and given.get("http-equiv", "").lower() == "refresh":
+            target = re.search(r"url\s*=\s*['\"]?([^'\"]+)", given.get("content", ""), re.IGNORECASE)
+            if target:
+                page.redirects = True
+                page.links.append(where(target[1]))
+        page.fetches += [where(url) for name, url in given.items() if url and (tag, name) in FETCHED]
+        if tag in ("img", "source") and not given.get("srcset", "").lstrip().startswith("data:"):
+            page.fetches += [where(part.split()[0]) for part in given.get("srcset", "").split(",") if part.strip()]
+
+    def _pictures(self, tag, given):
+        above = [*self.stack, (tag, given)]
+        hidden = any(attrs.get("aria-hidden") == "true" for _, attrs in above)
+        if hidden or given.get("role") in ("none", "presentation"):
+            if tag == "svg":
+                self.svgs.append({"figure": False, "title": True})
+            return
+        named = (given.get("aria-label") or given.get("aria-labelledby") or given.get("alt", "")).strip()
+        source = given.get("src") or given.get("data", "")
+        if tag == "img":
+            # Without an alt text the renderers write the file's name there, which tells a listener nothing.
+            if not named or A_FILE_NAME.fullmatch(named):
+                self.page.unnamed.append(f"<img src={source[:80]!r}>")
+        elif tag == "object" and given.get("type", "").startswith("image/") and not named:
+            self.page.unnamed.append(f"<object data={source[:80]!r}>")
+        elif tag == "svg":
+            figure = any(name == "figure" for name, _ in self.stack) or given.get("role") == "img"
+            self.svgs.append({"figure": figure and not self.svgs, "title": bool(named), "id": given.get("id", "")})
+
+    def _close_svg(self, svg):
+        if svg["figure"] and not svg["title"]:
+            self.page.unnamed.append(f"<svg id={svg['id']!r}>")
+
+
+def read_page(folder: Path, path: str) -> Page:
+    """Parse one page of the book."""
+    reader = _Reader(path)
+    reader.feed((folder / path).read_text(encoding="utf-8"))
+    reader.close()
+    return reader.page
+
+
+def page_paths(folder: Path) -> list[str]:
+    """Every page of the book; the theme keeps templates of its own under _static, which nobody opens."""
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*.html")))
+    return [path.as_posix() for path in paths if path.parts[0] != "_static"]
+
+
+def is_external(url: str) -> bool:
+    """Whether the address names a host (or starts with //), as opposed to a file of the book."""
+    parts = urlsplit(url)
+    return bool(parts.netloc) or parts.scheme in ("http", "https", "ws", "wss")
+
+
+def static_faults(folder: str | Path, first: str = "index.html") -> list[Fault]:
+    """Broken links, anchors and files, pictures without alternative text, error outputs and orphan pages."""
+    folder = Path(folder).resolve()
+    pages = {path: read_page(folder, path) for path in page_paths(folder)}
+    if not pages:
+        raise ValueError(f"no page in {folder}")
+    found: set[Fault] = set()
+    leads_to: dict[str, set[str]] = {path: set() for path in pages}
+
+    def resolve(page: Page, url: str) -> str | None:
+        """The path below the folder that a relative address names; None where it leaves the folder."""
+        target = unquote(urlsplit(url).path)
+        if target.startswith("/"):
+            return None
+        place = Path(os.path.normpath(folder / Path(page.path).parent / target)) if target else folder / page.path
+        if place.is_dir():
+            place /= "index.html"
+        return place.relative_to(folder).as_posix() if place.is_relative_to(folder) else None
+
+    for page in pages.values():
+        found |= {Fault(page.path, ALT, what) for what in page.unnamed}
+        found |= {Fault(page.path, ERROR, what) for what in page.errors}
+        for url in page.fetches:
+            if is_external(url):
+                found.add(Fault(page.path, EXTERNAL, url))
+            elif not urlsplit(url).scheme and urlsplit(url).path:
+                target = resolve(page, url)
+                if target is None or not (folder / target).is_file():
+                    found.add(Fault(page.path, MISSING, target or url))
+        for url in page.links + page.declared:
+            if is_external(url) or urlsplit(url).scheme:
+                continue
+            target = resolve(page, url)
+            if target is None or not (folder / target).is_file():
+                found.add(Fault(page.path, LINK, url))
+                continue
+            leads_to[page.path] |= {target} if url in page.links else set()
+            anchor = unquote(urlsplit(url).fragment)
+            # The empty fragment and #top mean the top of any page.
+            if anchor and anchor != "top" and target in pages and anchor not in pages[target].ids:
+                found.add(Fault(page.path, ANCHOR, url))
+
+    reached, ahead = set(), [first]
+    while ahead:
+        path = ahead.pop()
+        if path not in reached:
+            reached.add(path)
+            ahead += leads_to.get(path, ())
+    found |= {Fault(path, ORPHAN, f"no link leads here from {first}") for path in set(pages) - reached - UNLISTED}
+    return sorted(found)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a browser sees
+# ---------------------------------------------------------------------------------------------------------------------
+
+NO_BROWSER = "no Chromium found: install chromium or google-chrome, or set CHROMIUM to its path"
+COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+# No sandbox: containers seldom allow one, and only our own files are opened. The rest keeps Chromium off the network;
+# the resolver's rule does so for the pages as well, at no cost (playwright's own routing would switch the cache off).
+ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)  # fmt: skip
+PREFIX = "/book/"
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+# All rules of WCAG 2 to level AA at once; boxes that scroll are asked for apart, at the width of a phone.
+AXE_ALL = {
+    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]},
+    "rules": {"scrollable-region-focusable": {"enabled": False}},
+}
+AXE_SCROLLING = {"runOnly": {"type": "rule", "values": ["scrollable-region-focusable"]}}
+# Rules whose verdict hangs on the colours: enough for the second theme, the page being otherwise the same.
+COLOUR_RULES = {"color-contrast", "link-in-text-block"}
+AXE_COLOURS = {"runOnly": {"type": "rule", "values": sorted(COLOUR_RULES)}}
+ALT_RULES = {"image-alt", "input-image-alt", "object-alt", "role-img-alt", "svg-img-alt", "area-alt"}
+MATH_SECONDS = 30
+REPEATS = ("Failed to load resource", "WebSocket connection to")
+
+
+def find_browser() -> str | None:
+    """The path of a Chromium: $CHROMIUM, one on PATH, or the one that playwright installed; None without any."""
+    named = os.environ.get("CHROMIUM")
+    if named:
+        return shutil.which(named)
+    for command in COMMANDS:
+        if path := shutil.which(command):
+            return path
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        path = playwright.chromium.executable_path
+    return path if path and os.path.exists(path) else None
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves the book below PREFIX and nothing elsewhere, quietly."""
+
+    protocol_version = "HTTP/1.1"  # keeps connections open: many small files
+
+    def translate_path(self, path):
+        if not path.startswith(PREFIX):
+            return os.path.join(self.directory, "\0")
+        return super().translate_path("/" + path[len(PREFIX) :])
+
+    def do_GET(self):
+        if self.path == "/favicon.ico":  # browsers ask for it unbidden
+            self.send_response(204)
+            self.end_headers()
+        elif not self.path.startswith(PREFIX):
+            self.send_error(404)
+        else:
+            super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """A browser that hangs up in mid-answer is no news."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on a free loopback port; yields the address of the book."""
+
+    def handler(*args):
+        return _Handler(*args, directory=str(folder))
+
+    with _Server(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}{PREFIX}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+# The theme reads both keys before the first paint, and its button sets both attributes.
+REMEMBER_THEME = "localStorage.setItem('mode', 'light'); localStorage.setItem('theme', 'light');"
+SET_THEME = "theme => Object.assign(document.documentElement.dataset, {mode: theme, theme})"
+# Colours are measured at once, so none may still be fading; the theme's page also scrolls smoothly.
+STILL = "*, *::before, *::after { transition: none !important; animation: none !important; }"
+
+# axe weighs one by one the thousands of strokes that MathJax draws and the thousands of coloured words in program text.
+# Neither is needed: the drawings keep their boxes, empty, and of the words that the same styles apply to only the first
+# stays (the rest becomes plain text). MathJax's copy for screen readers is clipped to a point, yet counts as a thing
+# that could be scrolled to.
+THIN_OUT = """
+() => {
+  for (const drawing of document.querySelectorAll("mjx-container > svg")) drawing.replaceChildren();
+  for (const copy of document.querySelectorAll("mjx-container > mjx-assistive-mml")) copy.remove();
+  const seen = new Set();
+  for (const word of document.querySelectorAll(".highlight pre span:not([id]):not([style])")) {
+    if (word.children.length) continue;
+    let key = "";
+    for (let node = word; node; node = node.parentElement) key += "/" + node.tagName + " " + node.className;
+    if (seen.has(key)) word.replaceWith(word.textContent);
+    seen.add(key);
+  }
+}
+"""
+
+AWAIT_MATH = """
+async seconds => {
+  const tooLong = new Promise(done => setTimeout(() => done("MathJax did not finish"), seconds * 1000));
+  await document.fonts.ready;
+  if (!window.MathJax || !window.MathJax.startup || !window.MathJax.startup.promise) return null;
+  return await Promise.race([window.MathJax.startup.promise.then(() => null, error => String(error)), tooLong]);
+}
+"""
+
+FIND_RAW_MATH = r"""
+() => {
+  const faults = new Set();
+  const short = text => text.replace(/\s+/g, " ").trim().slice(0, 120);
+  for (const node of document.querySelectorAll("[data-mjx-error]"))
+    faults.add(node.getAttribute("data-mjx-error"));
+  // The assistive copy repeats each error; the picture alone is enough where both are there.
+  if (!faults.size)
+    for (const node of document.querySelectorAll("mjx-merror, merror, [data-mml-node=merror]"))
+      faults.add(short(node.textContent) || "a formula with an error");
+  // MathJax's noundefined package prints an unknown macro in red instead of failing.
+  for (const node of document.querySelectorAll('mjx-container mtext[mathcolor="red"]'))
+    faults.add("undefined macro " + short(node.textContent));
+  for (const node of document.querySelectorAll("span.math, div.math"))
+    if (!node.querySelector("mjx-container") && !node.closest("mjx-container, .output pre"))
+      faults.add(short(node.textContent));
+  const raw = /\\\(.+?\\\)|\\\[.+?\\\]|\$\$.+?\$\$|\\begin\{[a-z]+\*?\}|\$(?=\S)[^$]*\\[a-zA-Z]+[^$]*\$/s;
+  const skipped = "script, style, noscript, textarea, template, pre, code, kbd, samp, mjx-container, .math, title";
+  const walker = document.createTreeWalker(document.documentElement, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const found = walker.currentNode.data.match(raw);
+    if (found && !walker.currentNode.parentElement.closest(skipped)) faults.add(short(found[0]));
+  }
+  return [...faults];
+}
+"""
+
+# Wide things that scroll inside a box of their own are fine; the page itself must not move sideways.
+FIND_OVERFLOW = """
+() => {
+  const root = document.scrollingElement, width = root.clientWidth;
+  if (root.scrollWidth <= width) return null;
+  const scrolls = node => node && node !== root && node !== document.body &&
+    (getComputedStyle(node).overflowX !== "visible" || scrolls(node.parentElement));
+  const wide = node => node.getBoundingClientRect().right > width + 1 && !scrolls(node.parentElement) &&
+    getComputedStyle(node).visibility === "visible" && getComputedStyle(node).position !== "fixed";
+  const innermost = [...document.body.querySelectorAll("*")].filter(
+    node => wide(node) && ![...node.children].some(wide));
+  const name = node => node.tagName.toLowerCase() + [...node.classList].map(value => "." + value).join("") +
+    " " + JSON.stringify(node.textContent.replace(/\\s+/g, " ").trim().slice(0, 60));
+  return `${root.scrollWidth} px wide at ${width} px: ${innermost.slice(0, 5).map(name).join(", ")}`;
+}
+"""
+
+RUN_AXE = """
+async only => {
+  // Preloading would fetch every style sheet once more, for rules that are not asked for.
+  const results = await axe.run(document, {
+    runOnly: only.runOnly, rules: only.rules || {}, resultTypes: ["violations"], preload: false});
+  return results.violations.flatMap(rule => rule.nodes.map(node => ({
+    rule: rule.id, target: node.target.flat().join(" "), html: node.html.slice(0, 160),
+    why: node.any.concat(node.all, node.none).map(check => check.message).join("; ").slice(0, 240)})));
+}
+"""
+
+
+class Browser:
+    """One Chromium for any number of books. Use it as a context manager."""
+
+    def __init__(self, executable: str):
+        self.executable = executable
+
+    def __enter__(self) -> Browser:
+        from playwright.sync_api import sync_playwright
+
+        self._axe = (importlib.resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+        self._driver = sync_playwright().start()
+        try:
+            self._chromium = self._driver.chromium.launch(executable_path=self.executable, args=ARGUMENTS)
+        except BaseException:
+            self._driver.stop()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self._chromium.close()
+        self._driver.stop()
+
+    def faults(self, folder: str | Path) -> list[Fault]:
+        """Open every page of a folder in the light and in the dark theme and list what is wrong."""
+        folder = Path(folder).resolve()
+        # A page that only forwards leaves before anything can be asked of it; its target is checked as a link.
+        paths = [path for path in page_paths(folder) if not read_page(folder, path).redirects]
+        found: set[Fault] = set()
+        with served(folder) as address:
+            context = self._chromium.new_context(reduced_motion="reduce", service_workers="block")
+            context.add_init_script(REMEMBER_THEME)
+            context.add_init_script(self._axe)  # before the page loads, so that frames have it too
+            for path in paths:
+                found |= self._page_faults(context, address, path)
+            context.close()
+        return sorted(found)
+
+    def _page_faults(self, context, address: str, path: str) -> set[Fault]:
+        found: set[Fault] = set()
+
+        def fault(kind: str, detail: str) -> None:
+            found.add(Fault(path, kind, detail))
+
+        def ours(url: str) -> bool:
+            return url.startswith(address.removesuffix(PREFIX) + "/")
+
+        def on_request(request):
+            if is_external(request.url) and not ours(request.url):
+                fault(EXTERNAL, request.url)
+
+        def on_response(response):
+            if ours(response.url) and response.status >= 400:
+                fault(MISSING, unquote(urlsplit(response.url).path).removeprefix(PREFIX))
+
+        def on_console(message):
+            # A request that failed is told by its own fault; the console only repeats it.
+            if message.type == "error" and not message.text.startswith(REPEATS):
+                fault(CONSOLE, message.text[:300])
+
+        page = context.new_page()
+        page.on("request", on_request)
+        page.on("response", on_response)
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: fault(CONSOLE, str(error)[:300]))
+        page.on("websocket", lambda socket: fault(EXTERNAL, socket.url))  # ours has none
+        page.set_viewport_size(DESKTOP)
+        page.goto(address + path, wait_until="load")
+        page.add_style_tag(content=STILL)
+        unfinished = page.evaluate(AWAIT_MATH, MATH_SECONDS)
+        for detail in [unfinished] if unfinished else page.evaluate(FIND_RAW_MATH):
+            fault(MATH, detail)
+        page.evaluate(THIN_OUT)
+        self._axe_faults(page, "light", AXE_ALL, fault)
+        # Switching in place is what the theme's own button does, and saves loading everything again.
+        page.emulate_media(color_scheme="dark")
+        page.evaluate(SET_THEME, "dark")
+        self._axe_faults(page, "dark", AXE_COLOURS, fault)
+        page.set_viewport_size(PHONE)
+        if overflow := page.evaluate(FIND_OVERFLOW):
+            fault(OVERFLOW, overflow)
+        # Code and tables start to scroll at this width only: whoever has no mouse must reach them. The theme makes them
+        # reachable a moment after the change of width, so a first refusal does not count.
+        if page.evaluate(RUN_AXE, AXE_SCROLLING):
+            page.wait_for_timeout(700)
+            self._axe_faults(page, "dark", AXE_SCROLLING, fault)
+        page.close()
+        return found
+
+    @staticmethod
+    def _axe_faults(page, theme: str, only: dict, fault) -> None:
+        for violation in page.evaluate(RUN_AXE, only):
+            rule = violation["rule"]
+            kind = ALT if rule in ALT_RULES else CONTRAST if rule in COLOUR_RULES else ACCESS
+            shown = f" in the {theme} theme" if kind == CONTRAST else ""
+            fault(kind, f"{rule}{shown}: {violation['target']} {violation['html']} ({violation['why']})")

@@ -1,0 +1,366 @@
+"""The driver behind make book, html, refresh and edition, on a tiny book in a path with blanks."""
+
+import hashlib
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    "book/index.md": "# Tiny\n\nThe total is {result}`first/total|d`.\n",
+    "book/claims.md": "# Claims\n\n```{claims-table}\n```\n",
+}
+TOC = """format: jb-book
+root: book/index
+chapters:
+- file: notebooks/first
+- file: notebooks/second
+- file: book/claims
+"""
+HEADLINE = """import json, sys
+from pathlib import Path
+total = json.loads(Path(sys.argv[1], "first.json").read_text())["results"]["total"]
+Path(sys.argv[2]).write_text(f'<svg xmlns="http://www.w3.org/2000/svg"><text>{total}</text></svg>')
+"""
+VALIDATE = """if not isinstance(steps, int) or steps <= 0:
+    raise ValueError(f"steps = {steps!r}: expected a positive whole number")"""
+WORK = """import sys
+from tqdm import tqdm
+assert steps < 100, "too many steps"
+for _ in tqdm(range(steps)):
+    print("step")
+print("warned", file=sys.stderr)
+total = steps * fpo.FACTOR"""
+RESULTS = """claim = {{"id": "x", "statement": "$x$", "source": "us", "value": "1", "verdict": "new", "rule": ""}}
+content = {{"notebook": "{name}", "parameters": {{"steps": steps}}, "environment": {{}}}}
+content |= {{"results": {{"total": total}}, "claims": [claim]}}
+if results_path:
+    Path(results_path).write_text(json.dumps(content))
+total"""
+
+
+def tiny_notebook(name):
+    """A notebook that keeps the contract."""
+    text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    cells = [
+        text(f"# The {name} game"),
+        code("import json\nfrom pathlib import Path\nimport fpo"),
+        code('steps = 2\nresults_path = ""', metadata={"tags": ["parameters"]}),
+        code(VALIDATE, metadata={"tags": ["validate"]}),
+        code(WORK),
+        text(f"(claims-{name})=\n## Claims\n\nSo it is."),
+        code(RESULTS.format(name=name)),
+        code("# nothing to see"),
+    ]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"{name}-{number}"
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """The sources of a tiny book with two notebooks."""
+    root = tmp_path / "a tiny {book}"
+    ignore = shutil.ignore_patterns("__pycache__", "*.md", "*.bib")
+    shutil.copytree(ROOT / "book", root / "book", ignore=ignore)
+    shutil.copyfile(ROOT / "_config.yml", root / "_config.yml")
+    for folder in ("fpo", "notebooks/results", "notebooks/parameters", "notebooks/runs"):
+        (root / folder).mkdir(parents=True)
+    texts = PAGES | {
+        "_toc.yml": TOC,
+        "CHANGELOG.md": "# Changes\n",
+        "constraints.txt": "",
+        "book/headline.py": HEADLINE,
+        "book/references.bib": "",
+        "fpo/__init__.py": "FACTOR = 3\n",
+        "notebooks/parameters/long.yaml": "steps: 9\n",
+        "notebooks/runs/run.csv": "1\n",
+    }
+    for file, text in texts.items():
+        (root / file).write_text(text)
+    for name in ("first", "second"):
+        nbformat.write(tiny_notebook(name), root / "notebooks" / f"{name}.ipynb")
+    return root
+
+
+@pytest.fixture
+def build(tree, monkeypatch):
+    """The tree's own book/build.py as a module."""
+    monkeypatch.syspath_prepend(str(tree / "book"))
+    for name in ("PYTHONPATH", "TQDM_DISABLE"):  # main() sets them: have them restored
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("CALLER", str(tree.parent))
+    spec = importlib.util.spec_from_file_location("tiny_build", tree / "book" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def unrendered(build, monkeypatch):
+    """The driver with an instant renderer: what is looked at is the execution."""
+    monkeypatch.setattr(build, "render", lambda source, out: out.mkdir(parents=True, exist_ok=True))
+    return build
+
+
+def snapshot(tree):
+    """Digest of every source file."""
+    files = [file for file in sorted(tree.rglob("*")) if file.is_file() and "_build" not in file.parts]
+    return {
+        str(file.relative_to(tree)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if "__pycache__" not in file.parts
+    }
+
+
+def edition(build, tree, text, out="out"):
+    """Ask for an edition with a parameters file of this text; the exit status."""
+    (tree.parent / "my.yaml").write_text(text)
+    return build.main(["edition", "--parameters", "my.yaml", "--out", out])
+
+
+def test_names_follow_the_reading_order(build):
+    assert build.notebook_names() == ["first", "second"]
+
+
+# Rendering
+
+
+def test_html_renders_a_good_book_and_refuses_a_missing_number(build, tree, capfd):
+    assert build.main(["refresh"]) == 0
+    assert build.main(["html"]) == 0
+    first_page = tree / "_build" / "html" / "html" / "index.html"
+    assert f"Open {first_page.as_uri()}" in capfd.readouterr().out
+    assert "a%20tiny%20%7Bbook%7D" in first_page.as_uri()
+    page = (tree / "_build" / "html" / "html" / "book" / "index.html").read_text()
+    assert '<span class="result">6</span>' in page
+    index = tree / "book" / "index.md"
+    index.write_text(index.read_text().replace("total|d", "totl|d"))
+    assert build.main(["html"]) == 1
+    assert not first_page.exists()
+    assert "no 'totl'" in capfd.readouterr().err
+
+
+# Reuse
+
+
+def test_book_executes_again_only_what_changed(unrendered, tree, capsys):
+    before = snapshot(tree)
+
+    def notes():
+        assert unrendered.main(["book"]) == 0
+        output = capsys.readouterr().out
+        stage = tree / "_build" / "book" / "source"
+        return output, json.loads((stage / "notebooks" / "results" / "first.json").read_text())["results"]["total"]
+
+    output, total = notes()
+    assert "notebook 1 of 2: first\nfirst: executed" in output and total == 6
+    output, total = notes()
+    assert "notebook 2 of 2: second: unchanged, reused" in output and "executed" not in output and total == 6
+    assert snapshot(tree) == before
+    (tree / "fpo" / "__init__.py").write_text("FACTOR = 4\n")
+    output, total = notes()
+    assert "reused" not in output and total == 8
+
+
+def test_failed_execution_is_reported_and_never_reused(unrendered, tree, capsys):
+    (tree / "fpo" / "__init__.py").write_text("OTHER = 1\n")
+    for _ in range(2):
+        assert unrendered.main(["book"]) == 1
+        captured = capsys.readouterr()
+        assert "book: notebook first failed\n    AttributeError: module 'fpo' has no attribute 'FACTOR'" in captured.err
+        assert "reused" not in captured.out
+    assert not (tree / "_build" / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["fpo/__init__.py", "fpo/new.py", "notebooks/runs/run.csv", "notebooks/parameters/long.yaml", "constraints.txt"],
+)
+def test_reuse_key_depends_on_every_ingredient(build, tree, file):
+    before = build.reuse_key("first")
+    (tree / file).write_text("# other\n")
+    assert build.reuse_key("first") != before
+
+
+def test_reuse_key_depends_on_cells_and_not_on_outputs(build, tree):
+    path = tree / "notebooks" / "first.ipynb"
+    before = build.reuse_key("first")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].execution_count = 7
+    notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="x")]
+    nbformat.write(notebook, path)
+    assert build.reuse_key("first") == before
+    notebook.cells[1].metadata["mystnb"] = {"figure": {"caption": "Other"}}
+    nbformat.write(notebook, path)
+    assert build.reuse_key("first") != before
+    notebook.cells[1].metadata.pop("mystnb")
+    notebook.cells[0].source += " again"
+    nbformat.write(notebook, path)
+    assert build.reuse_key("first") != before
+
+
+def test_time_limit(unrendered, tree, capsys, monkeypatch):
+    monkeypatch.setattr(unrendered, "TIME_LIMIT", 1)
+    path = tree / "notebooks" / "first.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[4].source = "import time\ntime.sleep(60)"
+    nbformat.write(notebook, path)
+    assert unrendered.main(["book"]) == 1
+    assert "notebook first failed (its limit is 1 s)" in capsys.readouterr().err
+
+
+# Refresh
+
+
+def test_refresh_is_deterministic_and_leaves_no_trace_of_the_machinery(unrendered, tree):
+    original = nbformat.read(tree / "notebooks" / "first.ipynb", as_version=4)
+    assert unrendered.main(["refresh"]) == 0
+    once = snapshot(tree)
+    assert unrendered.main(["refresh"]) == 0
+    assert snapshot(tree) == once
+    text = (tree / "notebooks" / "first.ipynb").read_text()
+    for trace in ("papermill", "injected", "iopub", str(tree), "it/s"):
+        assert trace not in text
+    notebook = nbformat.reads(text, as_version=4)
+    for cell, was in zip(notebook.cells, original.cells, strict=True):
+        assert (cell.id, cell.source, cell.metadata) == (was.id, was.source, was.metadata)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, 7))
+    assert [(output.name, output.text) for output in code[3].outputs] == [
+        ("stdout", "step\nstep\n"),
+        ("stderr", "warned\n"),
+    ]
+    assert code[4].outputs[0].execution_count == 5
+    assert json.loads((tree / "notebooks" / "results" / "first.json").read_text())["results"] == {"total": 6}
+    assert "<text>6</text>" in (tree / "book" / "_static" / "headline.svg").read_text()
+
+
+def test_pieces_of_print_become_one_whatever_their_order(build):
+    out, err, shown = (
+        nbformat.v4.new_output("stream", name=name, text="x\n") for name in ("stdout", "stderr", "stdout")
+    )
+    figure = nbformat.v4.new_output("display_data", data={"text/plain": "figure"})
+    whole = build.merge_streams([err, out, err, out, figure, shown])
+    assert [(output.get("name"), output.get("text")) for output in whole] == [
+        ("stdout", "x\nx\n"),
+        ("stderr", "x\nx\n"),
+        (None, None),
+        ("stdout", "x\n"),
+    ]
+
+
+def test_refresh_updates_all_or_nothing(unrendered, tree, capsys):
+    path = tree / "notebooks" / "second.ipynb"
+    path.write_text(path.read_text().replace("steps * fpo", "1 / 0 * fpo"))
+    before = snapshot(tree)
+    assert unrendered.main(["refresh"]) == 1
+    assert "refresh: notebook second failed\n    ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert snapshot(tree) == before
+
+
+def test_refresh_refuses_paths_of_the_machine(unrendered, tree, capsys):
+    path = tree / "notebooks" / "second.ipynb"
+    path.write_text(path.read_text().replace("# nothing to see", "print(Path.cwd())"))
+    before = snapshot(tree)
+    assert unrendered.main(["refresh"]) == 1
+    assert "notebooks/second.ipynb would carry a path of this machine" in capsys.readouterr().err
+    assert snapshot(tree) == before
+
+
+# Editions
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("frist: {steps: 3}", "unknown notebook 'frist': allowed are first, second, all, title"),
+        ("first: {stepz: 3}", "first: unknown parameter 'stepz' = 3: allowed are steps"),
+        ("all: {stepz: 3}", "all: unknown parameter 'stepz' = 3: allowed are steps"),
+        ("first: {results_path: x}", "first: unknown parameter 'results_path' = 'x'"),
+        ("first: 3", "first is 3: expected a mapping"),
+        ("- first", "holds ['first']: expected a mapping"),
+        ("", "holds None: expected a mapping"),
+        ("title: Mine", "sets no parameter"),
+        ("title: 3\nfirst: {steps: 3}", "title is 3: expected a text"),
+        ("first: {steps: 3", "is not YAML"),
+        ("first: {steps: 3}\nfirst: {steps: 4}", "'first' is given twice"),
+        ("first: {steps: 3}\nsecond: {steps: -1}", "second: steps = -1: expected a positive whole number"),
+        ("first: {steps: 2.0}", "first: steps = 2.0: expected a positive whole number"),
+    ],
+)
+def test_bad_parameters_end_before_any_work(build, tree, capsys, text, message):
+    before = snapshot(tree)
+    assert edition(build, tree, text) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.startswith("edition: ")
+    assert "Traceback" not in captured.err and captured.out == ""
+    assert snapshot(tree) == before
+    assert sorted(path.name for path in tree.parent.iterdir()) == [tree.name, "my.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", "OUT is missing"),
+        ("a tiny {book}", "among the book's sources"),
+        ("a tiny {book}/notebooks/new", "among the book's sources"),
+        ("a tiny {book}/_build", "among the book's sources"),
+        ("my.yaml", "which is a file"),
+        ("my.yaml/new", "no folder that can be written to"),
+        (".", "which is not empty"),
+    ],
+)
+def test_bad_folder_ends_before_any_work(build, tree, capsys, out, message):
+    before = snapshot(tree)
+    assert edition(build, tree, "first: {steps: 3}", out) == 2
+    assert message in capsys.readouterr().err
+    assert snapshot(tree) == before
+
+
+def test_missing_parameters_file(build, capsys):
+    assert build.main(["edition", "--parameters", "none.yaml", "--out", "out"]) == 2
+    assert "PARAMETERS is 'none.yaml', which cannot be read: No such file" in capsys.readouterr().err
+    assert build.main(["edition", "--parameters", "", "--out", "out"]) == 2
+    assert "PARAMETERS is missing" in capsys.readouterr().err
+
+
+def test_edition_is_marked_and_leaves_the_originals_alone(build, tree, capsys):
+    before = snapshot(tree)
+    assert edition(build, tree, "all: {steps: 3}\nsecond: {steps: 5}\ntitle: <Mine>", "an edition") == 0
+    out = tree.parent / "an edition"
+    assert f"Open {(out / 'html' / 'index.html').as_uri()}" in capsys.readouterr().out
+    assert snapshot(tree) == before
+    assert sorted(path.name for path in out.iterdir()) == ["edition.json", "html", "source"]
+    pages = [page for page in (out / "html").rglob("*.html") if page.parent.name in ("book", "notebooks")]
+    assert len(pages) == 4
+    for page in pages:
+        text = page.read_text()
+        assert "Edition with other parameters: first: steps = 3; second: steps = 5. These are not the publ" in text
+        assert "&lt;Mine&gt;</title>" in text
+    assert '<span class="result">9</span>' in (out / "html" / "book" / "index.html").read_text()
+    notebook = nbformat.read(out / "source" / "notebooks" / "second.ipynb", as_version=4)
+    assert notebook.cells[3].source == "# Parameters\nsteps = 5"
+    assert notebook.cells[3].metadata.tags == ["injected-parameters"]
+    record = json.loads((out / "edition.json").read_text())
+    assert record["parameters"] == {"first": {"steps": 3}, "second": {"steps": 5}}
+    assert record["sha256"]["notebooks/first.ipynb"] == before["notebooks/first.ipynb"]
+    assert record["commit"] is None
+
+
+def test_failing_edition_leaves_nothing_and_an_earlier_one_is_replaced_only_by_a_whole_one(unrendered, tree, capsys):
+    assert edition(unrendered, tree, "first: {steps: 100}") == 1
+    assert "edition: notebook first failed\n    AssertionError: too many steps" in capsys.readouterr().err
+    assert sorted(path.name for path in tree.parent.iterdir()) == [tree.name, "my.yaml"]
+    assert edition(unrendered, tree, "first: {steps: 4}") == 0
+    first = (tree.parent / "out" / "edition.json").read_text()
+    assert edition(unrendered, tree, "first: {steps: 100}") == 1
+    assert (tree.parent / "out" / "edition.json").read_text() == first
+    assert edition(unrendered, tree, "first: {steps: 5}") == 0
+    assert (tree.parent / "out" / "edition.json").read_text() != first
+    assert sorted(path.name for path in tree.parent.iterdir()) == [tree.name, "my.yaml", "out"]

@@ -1,0 +1,229 @@
+"""The book's own role, directives and mending: what they show, and that every fault is a warning."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+EXTENSIONS = Path(__file__).resolve().parents[1] / "book" / "_ext"
+sys.path.insert(0, str(EXTENSIONS))
+import fpo_pages  # noqa: E402
+
+CLAIM = {
+    "id": "tiny-grows",
+    "statement": "It grows: $x > 0$",
+    "source": "paper, Section 5",
+    "value": "3 of 3",
+    "verdict": "reproduced",
+    "rule": "all",
+}
+RESULTS = {
+    "notebook": "tiny",
+    "parameters": {"steps": 300},
+    "environment": {"python": "3.11", "packages": {"numpy": "2.4", "scipy": "1.17"}, "host": None},
+    "results": {"gap": -1.236, "share": 0.351, "seeds": [4, 5], "none": None, "flag": True, "name": "relaxed"},
+    "claims": [CLAIM],
+}
+
+
+class Book:
+    """A book of one page and one notebook, built by Sphinx itself."""
+
+    def __init__(self, folder):
+        self.source, self.out = folder / "source", folder / "out"
+        (self.source / "notebooks" / "results").mkdir(parents=True)
+        (self.source / "_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n- file: notebooks/tiny\n")
+        cells = ["# A tiny game", "(claims-tiny)=\n## Claims", "Something."]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(cell) for cell in cells])
+        nbformat.write(notebook, self.source / "notebooks" / "tiny.ipynb")
+        self.results(RESULTS)
+
+    def results(self, content):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (self.source / "notebooks" / "results" / "tiny.json").write_text(text)
+
+    def build(self, page=None):
+        """The page and the warnings."""
+        if page is not None:
+            (self.source / "index.md").write_text(f"# Page\n\n{page}\n")
+        config = {
+            "extensions": ["myst_nb", "sphinx_external_toc", "fpo_book", "fpo_pages"],
+            "external_toc_path": "_toc.yml",
+            "nb_execution_mode": "off",
+            "myst_enable_extensions": ["dollarmath"],
+            "mathjax_path": "tex-svg-full.js",
+        }
+        warnings = io.StringIO()
+        with patch_docutils(None), docutils_namespace():
+            folders = (self.source, None, self.out, self.out / ".doctrees")
+            app = Sphinx(*folders, "html", config, status=None, warning=warnings)
+            app.build()
+        page = BeautifulSoup((self.out / "index.html").read_text(), "html.parser")
+        return page, warnings.getvalue()
+
+
+@pytest.fixture
+def book(tmp_path):
+    return Book(tmp_path)
+
+
+def test_results_as_text(book):
+    roles = {
+        "tiny/gap|.2f": "−1.24",
+        "tiny/gap": "−1.236",
+        "tiny/share|.0%": "35%",
+        "tiny/seeds.1|d": "5",
+        "tiny/none|.2f": "not available",
+        "tiny/name|s": "relaxed",
+        "tiny/parameters:steps|d": "300",
+        "tiny/claims:tiny-grows.verdict|s": "reproduced",
+    }
+    table = "\n\n| a |\n| --- |\n| {result}`tiny/gap\\|.1f` |\n"
+    page, warnings = book.build("\n\n".join(f"{{result}}`{role}`" for role in roles) + table)
+    assert warnings == ""
+    assert [span.get_text() for span in page.select("span.result")] == [*roles.values(), "−1.2"]
+
+
+@pytest.mark.parametrize(
+    ("role", "message"),
+    [
+        ("tiny/gapp|.2f", "no 'gapp', only flag, gap"),
+        ("tiny/seeds.2", "no '2', only 2 entries"),
+        ("tiny/gap.more", "no 'more', it is -1.236"),
+        ("none/gap", "no results file notebooks/results/none.json"),
+        ("tiny/gap|.2q", "cannot be shown as '.2q'"),
+        ("tiny/name|.2f", "cannot be shown as '.2f'"),
+        ("tiny/name", "cannot be shown as 'g'"),
+        ("tiny/seeds", "a list is neither"),
+        ("tiny/flag", "a bool is neither"),
+        ("tiny/claims:other.verdict|s", "no 'other', only tiny-grows"),
+        ("tiny/result:gap", "unknown section 'result'"),
+        ("gap", "expected notebook/path|format"),
+    ],
+)
+def test_fault_of_a_role_is_a_warning_at_its_line(book, role, message):
+    _, warnings = book.build(f"{{result}}`{role}`")
+    assert message in warnings
+    assert "index.md:3: WARNING" in warnings
+
+
+@pytest.mark.parametrize("content", ["{", '{"results": {"gap": NaN}}', "[1]"])
+def test_broken_results_file_is_a_warning(book, content):
+    book.results(content)
+    _, warnings = book.build("{result}`tiny/gap`")
+    assert "tiny.json" in warnings
+
+
+def test_changed_results_reach_the_page_of_an_incremental_build(book):
+    page, _ = book.build("{result}`tiny/gap|.1f`\n\n```{environment-table} tiny\n```")
+    digest = page.select("table.environment td")[-1].get_text(strip=True)
+    book.results(RESULTS | {"results": {"gap": 2}})
+    page, warnings = book.build()
+    assert page.select_one("span.result").get_text() == "2.0"
+    assert page.select("table.environment td")[-1].get_text(strip=True) != digest
+    assert warnings == ""
+
+
+def test_claims_table(book):
+    page, warnings = book.build("```{claims-table}\n```")
+    assert warnings == ""
+    row = page.select("table.claims tbody tr")
+    assert len(row) == 1
+    cells = row[0].find_all("td")
+    assert [cell.get_text(" ", strip=True) for cell in cells[1:]] == ["3 of 3", "reproduced", "A tiny game"]
+    assert cells[0].select_one("span.math").get_text() == r"\(x > 0\)"
+    assert cells[0].select_one(".claim-source").get_text() == "paper, Section 5"
+    assert cells[2].select_one("span.verdict.verdict-reproduced")
+    assert cells[3].a["href"] == "notebooks/tiny.html#claims-tiny"
+
+
+def test_claims_table_in_its_own_chapter_has_no_link_to_it(book):
+    notebook = nbformat.read(book.source / "notebooks" / "tiny.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_markdown_cell("```{claims-table} tiny\n```"))
+    nbformat.write(notebook, book.source / "notebooks" / "tiny.ipynb")
+    _, warnings = book.build("Text.")
+    page = BeautifulSoup((book.out / "notebooks" / "tiny.html").read_text(), "html.parser")
+    assert [head.get_text() for head in page.select("table.claims th")] == ["Claim", "What we got", "Verdict"]
+    assert warnings == ""
+
+
+@pytest.mark.parametrize(
+    ("directive", "results", "message"),
+    [
+        ("{claims-table} other", RESULTS, "no results file"),
+        (
+            "{claims-table}",
+            RESULTS | {"claims": [CLAIM | {"verdict": "maybe"}]},
+            "'maybe' is none of reproduced, partly",
+        ),
+        ("{claims-table}", RESULTS | {"claims": [{"id": "x", "verdict": "new"}]}, "no 'statement'"),
+        ("{claims-table}", RESULTS | {"claims": []}, "no claim to show"),
+        ("{environment-table} other", RESULTS, "no results file"),
+        ("{environment-table} tiny", RESULTS | {"environment": {}}, "has no environment"),
+    ],
+)
+def test_fault_of_a_table_is_a_warning(book, directive, results, message):
+    book.results(results)
+    _, warnings = book.build(f"```{directive}\n```")
+    assert message in warnings
+    assert "index.md:3: WARNING" in warnings
+
+
+def test_claims_table_warns_of_a_chapter_without_its_label(book):
+    notebook = book.source / "notebooks" / "tiny.ipynb"
+    notebook.write_text(notebook.read_text().replace("(claims-tiny)=\\n", ""))
+    _, warnings = book.build("```{claims-table}\n```")
+    assert "undefined label: 'claims-tiny'" in warnings
+
+
+def test_environment_table(book):
+    page, _ = book.build("```{environment-table} tiny\n```")
+    rows = [[cell.get_text() for cell in row.find_all("td")] for row in page.select("tbody tr")]
+    assert rows[:3] == [["python", "3.11"], ["packages", "numpy 2.4, scipy 1.17"], ["host", "not available"]]
+    assert len(rows[3][1]) == 12
+
+
+def test_image_without_alt_text_is_a_warning(book):
+    (book.source / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    assert "image without alt text: a.svg" in book.build("```{image} a.svg\n```")[1]
+    assert book.build("```{image} a.svg\n:alt: Nothing\n```")[1] == ""
+
+
+def test_site_carries_its_own_mathjax(book):
+    page, _ = book.build("$x$")
+    assert (book.out / "_static" / "tex-svg-full.js").stat().st_size > 1e6
+    sources = [script["src"].partition("?")[0] for script in page.select("script[src]")]
+    assert "_static/tex-svg-full.js" in sources
+    assert not [source for source in sources if "//" in source]
+
+
+def test_mending_names_what_a_screen_reader_meets():
+    soup = BeautifulSoup(
+        """<ul><li><a>Part</a><details><summary><i class="fa-solid fa-x"></i></summary></details></li></ul>
+        <input type="search"><button title="Go"></button><article><h2>Head<a>#</a></h2>
+        <ul><li><input type="checkbox"> task</li></ul>
+        <table><thead><tr><th></th></tr></thead><tr><td>1</td></tr></table>
+        <div class="math"><span class="eqno">(1.2)<a>#</a></span></div><div role="doc-biblioentry"></div></article>""",
+        "html.parser",
+    )
+    fpo_pages.mend(soup)
+    assert soup.summary["aria-label"] == "Chapters of Part"
+    assert soup.i["aria-hidden"] == "true"
+    assert soup.select_one("input[type=search]")["aria-label"] == "Search this book"
+    assert soup.button["aria-label"] == "Go"
+    assert soup.select_one("input[type=checkbox]")["aria-label"] == "task"
+    assert soup.table.parent.attrs == {
+        "class": "scrolling",
+        "tabindex": "0",
+        "role": "group",
+        "aria-label": "Table: Head",
+    }
+    assert soup.thead is None
+    assert soup.select_one("div.math")["aria-label"] == "Equation (1.2)"
+    assert soup.select_one("[role=listitem]") is not None
