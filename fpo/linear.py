@@ -31,7 +31,7 @@ from fpo.parameters import Parameters, real, whole
 Arm = Literal["standard", "relaxed", "practical", "foresight"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 
-# Beyond this norm an action or a reward model counts as diverged: the game's own scale is about 3.
+# With a coordinate beyond this an action or a reward model counts as diverged: the game's own scale is about 3.
 DIVERGED = 1e6
 
 
@@ -116,7 +116,7 @@ class Result:
     utility, reward, signal, noise : arrays (steps + 1, arms, seeds)
         U(y), w.y, and the norms of y's signal and noise coordinates. NaN from the iteration of a divergence on.
     diverged_at : int array (arms, seeds)
-        The iteration at which |y| or |w| exceeded `DIVERGED`, or -1.
+        The iteration at which a coordinate of y or w exceeded `DIVERGED`, or -1.
     action, weights : arrays (arms, seeds, d)
         y and w at the end.
     actions, reward_models : arrays (steps + 1, arms, seeds, d) or None

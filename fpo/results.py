@@ -32,7 +32,7 @@ class Claim(BaseModel):
     source: Text
     value: Text
     rule: Text
-    verdict: Literal["reproduced", "partly", "not reproduced", "new"]
+    verdict: Literal["reproduced", "partly", "not reproduced", "new", "open"]
 
 
 class ResultFile(BaseModel):
@@ -47,17 +47,17 @@ class ResultFile(BaseModel):
     claims: list[Claim]
 
 
-def verdict(holds: bool, in_part: bool = False, ours: bool = False) -> str:
-    """`reproduced`, `partly` or `not reproduced`; a claim that is ours and holds is `new`."""
-    return ("new" if ours else "reproduced") if holds else "partly" if in_part else "not reproduced"
+def judge(*evidence: bool | None, ours: bool = False) -> str:
+    """The verdict on a claim in several parts, each found to hold (True), to fail (False), or undecided (None).
 
-
-def judge(*evidence: bool | None) -> str:
-    """The verdict on a claim of the paper in several parts, each found to hold (True), to fail (False), or open (None).
-
-    `reproduced` if all hold, `not reproduced` if at least one fails and none holds, otherwise `partly`.
+    `reproduced` if all hold, or `new` if the claim is ours; `open` if nothing is decided; `not reproduced` if something
+    fails and nothing holds; otherwise `partly`.
     """
-    return verdict(all(evidence), in_part=any(evidence) or False not in evidence)
+    if all(part is None for part in evidence):
+        return "open"
+    if all(evidence):
+        return "new" if ours else "reproduced"
+    return "partly" if any(evidence) else "not reproduced"
 
 
 def environment(*packages: str) -> dict[str, str]:
@@ -106,7 +106,7 @@ def write(
         return
     content = ResultFile(
         notebook=notebook,
-        parameters=plain(parameters.model_dump(exclude={"results_path"}), digits=12),
+        parameters=parameters.model_dump(mode="json", exclude={"results_path"}),
         environment=environment(*packages),
         results=plain(results),
         claims=list(claims),

@@ -19,16 +19,13 @@ def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[
     Returns
     -------
     dict
-        `wins`, `ties`, `pairs`; `low` and `high`, the Clopper-Pearson interval of the share of wins among the decided
-        pairs (0 and 1 where none is decided); `median`, `least`, `most`: the difference first - second, over the pairs
-        in which both are finite (NaN where there is none).
+        `wins`, `ties`, `pairs`; `low` and `high`, the Clopper-Pearson interval of the share of wins among all pairs (a
+        tie is not a win); `median`, `least`, `most`: the difference first - second, over the pairs in which both are
+        finite (NaN where there is none).
     """
     a, b = (np.where(np.isnan(x), -np.inf, x) for x in (np.asarray(first, float), np.asarray(second, float)))
     wins, ties = int(np.sum(a > b)), int(np.sum(a == b))
-    decided = len(a) - ties
-    low, high = 0.0, 1.0
-    if decided:
-        low, high = binomtest(wins, decided).proportion_ci(1 - 0.05 / comparisons, method="exact")
+    low, high = binomtest(wins, len(a)).proportion_ci(1 - 0.05 / comparisons, method="exact")
     finite = np.isfinite(a) & np.isfinite(b)
     difference = a[finite] - b[finite] if finite.any() else np.array([np.nan])
     return {
@@ -44,14 +41,18 @@ def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[
 
 
 def most(row: dict[str, Any], wins: bool = True) -> bool | None:
-    """Whether most pairs of a `paired` comparison are wins (or losses): None where its interval leaves that open."""
+    """Whether most pairs of a `paired` comparison are wins (or are not): None where its interval leaves that open."""
     if row["low"] > 0.5:
         return wins
     return not wins if row["high"] < 0.5 else None
 
 
 def spread(values: np.ndarray) -> dict[str, Any]:
-    """Median and the central 95 % of one number a seed, diverged runs (NaN) counted apart and left out."""
+    """Median and central 95 % of one number a seed; diverged runs (NaN) are counted apart.
+
+    Where half of the runs or more diverged, what the others did says little, and all three are NaN.
+    """
     finite = np.asarray(values)[np.isfinite(values)]
-    low, median, high = np.percentile(finite, [2.5, 50, 97.5]) if len(finite) else (np.nan, np.nan, np.nan)
+    few = 2 * len(finite) <= len(values)
+    low, median, high = (np.nan, np.nan, np.nan) if few else np.percentile(finite, [2.5, 50, 97.5])
     return {"median": median, "low": low, "high": high, "diverged": int(len(values) - len(finite))}

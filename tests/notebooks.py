@@ -19,7 +19,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST_CELL = 25
 RESULT_KEYS = {"notebook", "parameters", "environment", "results", "claims"}
-VERDICTS = ("not reproduced", "reproduced", "partly", "new")
+VERDICTS = ("not reproduced", "reproduced", "partly", "new", "open")
 # What editors and executors leave behind; it differs from run to run and tells a reader nothing.
 LITTER = {"ExecuteTime", "collapsed", "execution", "papermill", "scrolled", "vscode"}
 NOTEBOOK_LITTER = {"papermill", "toc", "vscode", "widgets"}

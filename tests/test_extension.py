@@ -136,10 +136,10 @@ def test_claims_table(book):
     row = page.select("table.claims tbody tr")
     assert len(row) == 1
     cells = row[0].find_all("td")
-    assert [cell.get_text(" ", strip=True) for cell in cells[1:]] == ["3 of 3", "reproduced", "A tiny game"]
+    assert [cell.get_text(" ", strip=True) for cell in cells[1:]] == ["reproduced", "3 of 3", "A tiny game"]
     assert cells[0].select_one("span.math").get_text() == r"\(x > 0\)"
     assert cells[0].select_one(".claim-source").get_text() == "paper, Section 5"
-    assert cells[2].select_one("span.verdict.verdict-reproduced")
+    assert cells[1].select_one("span.verdict.verdict-reproduced")
     assert cells[3].a["href"] == "notebooks/tiny.html#claims-tiny"
 
 
@@ -149,7 +149,7 @@ def test_claims_table_in_its_own_chapter_has_no_link_to_it(book):
     nbformat.write(notebook, book.source / "notebooks" / "tiny.ipynb")
     _, warnings = book.build("Text.")
     page = BeautifulSoup((book.out / "notebooks" / "tiny.html").read_text(), "html.parser")
-    assert [head.get_text() for head in page.select("table.claims th")] == ["Claim", "What we got", "Verdict"]
+    assert [head.get_text() for head in page.select("table.claims th")] == ["Claim", "Verdict", "What we got"]
     assert warnings == ""
 
 

@@ -174,8 +174,9 @@ def test_without_the_oracles_gradient_no_arm_leaves_the_ray_of_its_first_reward_
     result = linear.simulate(config, keep_path=True)
     ray = linear.initial_weights(config)[0]
     ray /= np.linalg.norm(ray)
+    assert (result.diverged_at == -1).all()
     off = result.actions - np.sum(result.actions * ray, axis=-1, keepdims=True) * ray
-    assert np.nanmax(np.abs(off)) < 1e-9
+    assert np.max(np.abs(off)) < 1e-9
 
 
 def test_same_numbers_whatever_the_batch():
@@ -236,3 +237,32 @@ def test_record_holds_what_it_says():
     np.testing.assert_array_equal(result.weights, w[-1])
     table = result.by_arm_and_seed(result.utility[-1])
     assert table["relaxed"]["1"] == result.of("relaxed")[-1, 0]
+
+
+def test_defaults_are_the_papers():
+    """The table of the linear environment, but for the seeds and the arms."""
+    settings = Config().model_dump(exclude={"seeds", "arms"})
+    assert settings == {
+        "gamma": 0.1, "steps": 300, "foresight_steps": 10, "gradient": "closed-form", "difference": 0.05,
+        "through_oracle": True, "action_cost": 0.1, "policy_lr": 0.02, "rm_lr": 0.005, "rm_decay": 1e-4,
+        "dimensions": 50, "signal_dimensions": 3, "target": 2.0, "utility_scale": 10.0, "utility_sharpness": 0.3,
+        "initial_noise": 0.1,
+    }  # fmt: skip
+
+
+def test_table_by_arm_and_seed():
+    result = linear.simulate(Config(seeds=[7, 3], arms=["relaxed", "standard"], steps=2))
+    table = result.by_arm_and_seed(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    assert table == {"relaxed": {"7": 1.0, "3": 2.0}, "standard": {"7": 3.0, "3": 4.0}}
+
+
+@pytest.mark.parametrize("size, diverges", [(0.9, False), (1.1, True)])
+def test_a_million_is_the_limit(size, diverges, monkeypatch):
+    """One step of a policy with this learning rate takes the first coordinate to `size` times the limit."""
+    config = Config(
+        seeds=[0], arms=["standard"], steps=1, dimensions=1, signal_dimensions=1, initial_noise=0,
+        policy_lr=1000.0, rm_lr=0.0, action_cost=0.0,
+    )  # fmt: skip
+    assert linear.DIVERGED == 1e6
+    monkeypatch.setattr(linear, "DIVERGED", 1000 / size)
+    assert (linear.simulate(config).diverged_at[0, 0] == 1) == diverges

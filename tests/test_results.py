@@ -30,14 +30,6 @@ def test_plain_knows_every_type_and_hides_no_nan():
     assert str(results.plain(-1e-9)) == "0.0"
 
 
-def test_verdict_rule():
-    assert [results.verdict(True), results.verdict(False, True), results.verdict(False)] == [
-        "reproduced",
-        "partly",
-        "not reproduced",
-    ]
-
-
 def test_empty_path_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     results.write("x", Some(), {}, [])
@@ -46,9 +38,10 @@ def test_empty_path_writes_nothing(tmp_path, monkeypatch):
 
 def test_written_file_has_parameters_and_no_path(tmp_path):
     path = tmp_path / "x.json"
-    results.write("x", Some(results_path=str(path)), {"a": {0: 1.0}}, [CLAIM])
+    results.write("x", Some(results_path=str(path), rm_decay=1e-13), {"a": {0: 1.0}}, [CLAIM])
     content = results.ResultFile(**json.loads(path.read_text()))
     assert content.parameters["gamma"] == 0.1 and "results_path" not in content.parameters
+    assert content.parameters["rm_decay"] == 1e-13
     assert content.results == {"a": {"0": 1.0}} and content.environment["numpy"] == np.__version__
 
 
@@ -93,13 +86,15 @@ def test_linear_utilities_are_objects_arm_seed_number(quantity):
         ([True, True], "reproduced"),
         ([True, None], "partly"),
         ([True, False], "partly"),
-        ([None, None], "partly"),
+        ([None, None], "open"),
+        ([], "open"),
         ([None, False], "not reproduced"),
         ([False], "not reproduced"),
     ],
 )
 def test_judge(evidence, expected):
     assert results.judge(*evidence) == expected
+    assert results.judge(*evidence, ours=True) == ("new" if expected == "reproduced" else expected)
 
 
 def differences(ours, theirs, where="results"):

@@ -18,25 +18,27 @@ def test_paired_counts_and_bounds(pairs, comparisons):
     wins = sum(1 for a, b in pairs if a > b or (np.isnan(b) and not np.isnan(a)))
     ties = sum(1 for a, b in pairs if a == b or (np.isnan(a) and np.isnan(b)))
     assert (found["wins"], found["ties"], found["pairs"]) == (wins, ties, len(pairs))
-    decided, tail = len(pairs) - ties, 0.025 / comparisons
-    if decided and wins > 0:
-        assert binom.sf(wins - 1, decided, found["low"]) == pytest.approx(tail, rel=1e-6)
+    tail = 0.025 / comparisons
+    if wins > 0:
+        assert binom.sf(wins - 1, len(pairs), found["low"]) == pytest.approx(tail, rel=1e-6)
     else:
         assert found["low"] == 0
-    if decided and wins < decided:
-        assert binom.cdf(wins, decided, found["high"]) == pytest.approx(tail, rel=1e-6)
+    if wins < len(pairs):
+        assert binom.cdf(wins, len(pairs), found["high"]) == pytest.approx(tail, rel=1e-6)
     else:
         assert found["high"] == 1
 
 
 def test_paired_difference():
+    skewed = stats.paired(np.array([1.0, 2.0, 9.0]), np.zeros(3))
+    assert (skewed["median"], skewed["least"], skewed["most"]) == (2.0, 1.0, 9.0)
     found = stats.paired(np.array([1.0, 5.0, np.nan]), np.array([0.0, 2.0, 7.0]))
     assert (found["median"], found["least"], found["most"]) == (2.0, 1.0, 3.0)
     assert np.isnan(stats.paired(np.array([np.nan]), np.array([1.0]))["median"])
 
 
 def test_most():
-    rows = [{"low": 0.6, "high": 1.0}, {"low": 0.0, "high": 0.4}, {"low": 0.3, "high": 0.7}]
+    rows = [{"low": 0.6, "high": 1.0}, {"low": 0.0, "high": 0.4}, {"low": 0.5, "high": 0.5}]
     assert [stats.most(row) for row in rows] == [True, False, None]
     assert [stats.most(row, wins=False) for row in rows] == [False, True, None]
 
@@ -44,4 +46,10 @@ def test_most():
 def test_spread_leaves_diverged_runs_out_and_counts_them():
     found = stats.spread(np.array([1.0, 2.0, 3.0, np.nan]))
     assert found["median"] == 2.0 and found["diverged"] == 1 and found["low"] < 2 < found["high"]
-    assert np.isnan(stats.spread(np.array([np.nan]))["median"])
+    hundred = stats.spread(np.array([*range(101), np.nan, np.nan]))
+    assert hundred == {"median": 50, "low": 2.5, "high": 97.5, "diverged": 2}
+
+
+def test_spread_of_survivors_is_no_number():
+    for values in ([np.nan], [1.0, np.nan], [1.0, np.nan, np.nan]):
+        assert np.isnan(stats.spread(np.array(values))["median"])

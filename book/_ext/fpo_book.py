@@ -25,7 +25,7 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 RESULTS = "notebooks/results"
-VERDICTS = ("reproduced", "partly", "not reproduced", "new")
+VERDICTS = ("reproduced", "partly", "not reproduced", "new", "open")
 NOT_AVAILABLE = "not available"
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class ClaimsTable(ResultsDirective):
             raise Fault("no claim to show")
         # In the chapter itself a link to the chapter says nothing.
         shown = 3 if [self.env.docname] == [f"notebooks/{notebook}" for notebook in notebooks] else 4
-        heads, widths = ("Claim", "What we got", "Verdict", "Chapter"), (40, 30, 14, 16)
+        heads, widths = ("Claim", "Verdict", "What we got", "Chapter"), (40, 14, 30, 16)
         return [table(heads[:shown], [row[:shown] for row in rows], widths[:shown], ["claims"])]
 
     def notebooks_of_book(self):
@@ -187,8 +187,8 @@ class ClaimsTable(ResultsDirective):
         badge = nodes.inline(verdict, verdict, classes=["verdict", "verdict-" + verdict.replace(" ", "-")])
         return (
             [paragraph(*prose(claim["statement"])), paragraph(*prose(claim["source"]), classes=["claim-source"])],
-            [paragraph(*prose(claim["value"]))],
             [paragraph(badge)],
+            [paragraph(*prose(claim["value"]))],
             [paragraph(self.link(notebook))],
         )
 

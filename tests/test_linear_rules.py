@@ -1,0 +1,59 @@
+"""The verdict rules of the linear chapter can fail: settings in which a claim does not hold, or cannot be decided."""
+
+import json
+from pathlib import Path
+
+import papermill
+import pytest
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "linear.ipynb"
+SIXTEEN = list(range(16))
+
+CASES = {
+    # Without a penalty the two forms are standard RLHF.
+    "no penalty": (
+        {"seeds": SIXTEEN, "gamma": 0.0},
+        {
+            "relaxed": "not reproduced",
+            "practical": "not reproduced",
+            "noise": "not reproduced",
+            "oracle": "partly",
+            "detached": "not reproduced",
+            "frozen": "not reproduced",
+        },
+    ),
+    # A huge price keeps the policy at the start: nothing collapses, so nothing can be prevented.
+    "no collapse": (
+        {"seeds": SIXTEEN, "action_cost": 10.0},
+        {"collapse": "not reproduced", "relaxed": "open", "practical": "open", "slope": "not reproduced"},
+    ),
+    # The reward model learns so fast that no rung of the ladder is in the first-order range.
+    "no first order": ({"seeds": SIXTEEN, "rm_lr": 0.05}, {"horizon": "open"}),
+    "too few seeds": (
+        {"seeds": [0, 1, 2]},
+        {name: "open" for name in ("collapse", "relaxed", "practical", "noise", "cost", "stop", "oracle", "spread")},
+    ),
+    "everything diverges": (
+        {"seeds": SIXTEEN, "policy_lr": 100.0, "gamma": 10.0},
+        {
+            "collapse": "not reproduced",
+            "relaxed": "open",
+            "ray": "open",
+            "ridge": "open",
+            "rest": "open",
+            "cost": "open",
+            "horizon": "open",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_verdicts(case, tmp_path):
+    parameters, expected = CASES[case]
+    path = tmp_path / "results.json"
+    papermill.execute_notebook(
+        NOTEBOOK, None, {**parameters, "results_path": str(path)}, cwd=tmp_path, progress_bar=False, log_output=False
+    )
+    claims = {claim["id"]: claim["verdict"] for claim in json.loads(path.read_text())["claims"]}
+    assert {name: claims[f"linear-{name}"] for name in expected} == expected
