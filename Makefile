@@ -61,7 +61,7 @@ edition: $(VENV)/.book ## the whole book with your own numbers: PARAMETERS=file.
 	@$(PY) book/build.py edition --parameters "$(PARAMETERS)" --out "$(OUT)"
 
 test: $(VENV)/.test ## every check: units, notebooks, strict build, pages
-	@TQDM_DISABLE=1 $(PY) -m pytest tests --nbval-lax notebooks
+	@TQDM_DISABLE=1 $(PY) -m pytest tests fpo --nbval-lax notebooks
 
 lint: $(VENV)/.test ## style of code, notebooks and workflows
 	@$(PY) -m ruff check .
