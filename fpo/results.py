@@ -70,19 +70,24 @@ def environment(*packages: str) -> dict[str, str]:
     }
 
 
-def plain(value: Any, digits: int = 6) -> Any:
-    """`value` as JSON knows it: arrays as lists, floats rounded to `digits` decimals, NaN and infinity as null."""
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: arrays as lists, NaN and infinity as null.
+
+    Floats are rounded to 6 decimals, those under 0.001 to 3 digits: more would differ from machine to machine.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(item, digits) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [plain(item, digits) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating):
+        if not np.isfinite(value):
+            return None
         # 0.0 is added so that a rounded -0.0 does not depend on the machine.
-        return round(float(value), digits) + 0.0 if np.isfinite(value) else None
+        return (round(float(value), 6) if abs(value) >= 1e-3 else float(f"{value:.3g}")) + 0.0
     return value
 
 
