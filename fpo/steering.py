@@ -264,7 +264,8 @@ def bt_practical_penalty(gradients: torch.Tensor, references: torch.Tensor) -> t
 def leverage(gradients: torch.Tensor, solve: Solve) -> torch.Tensor:
     """h(y) = g^T H^-1 g: the practical penalty in the metric of H^-1, with the sign turned: (..., n, p) to (..., n).
 
-    For a regression with noise variance s^2, s^2 h(y) is the variance of the fitted reward at y, up to the ridge.
+    For a regression with noise variance s^2 and H = sum_i g_i g_i^T + ridge I (the sum over labels, not their mean),
+    s^2 h(y) is the variance of the fitted reward at y, up to the ridge.
 
     Examples
     --------

@@ -25,7 +25,13 @@ CLAIM = results.Claim(id="a-b", statement="s", source="t", value="v", rule="r", 
 
 
 def test_plain_knows_every_type_and_hides_no_nan():
-    values = {1: np.float64(1.23456789), "n": np.nan, "i": np.int64(3), "b": np.bool_(True), "a": np.array([-1.2345e-9, -0.0])}
+    values = {
+        1: np.float64(1.23456789),
+        "n": np.nan,
+        "i": np.int64(3),
+        "b": np.bool_(True),
+        "a": np.array([-1.2345e-9, -0.0]),
+    }
     assert results.plain(values) == {"1": 1.234568, "n": None, "i": 3, "b": True, "a": [-1.23e-9, 0.0]}
     assert str(results.plain(-0.0)) == "0.0"
 
