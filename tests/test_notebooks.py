@@ -119,7 +119,7 @@ PLANTED = {
     "path of a Mac": (add_output(1, printed("in '/Users/someone/book'")), "path in an output", 1),
     "path of Windows": (add_output(1, printed("in C:\\Users\\someone")), "path in an output", 1),
     "path in HTML": (add_output(1, data("text/html", "<a href='/tmp/a'>a</a>")), "path in an output", 1),
-    "path in a table": (add_output(1, data("application/json", {"a": "/root/a"})), "path in an output", 1),
+    "path in a table": (add_output(1, data("application/json", {"a": "/home/a"})), "path in an output", 1),
     "path of this copy": (add_output(1, printed(f"in {notebooks.ROOT}")), "path in an output", 1),
     "figure without alt text": (figure_without("image", "alt"), "figure", 5),
     "figure without a caption": (figure_without("figure", "caption"), "figure", 5),
