@@ -183,19 +183,17 @@ def coefficients(arms: tuple[str, ...], n: np.ndarray, config: Config):
     return a, da, b, db
 
 
-def objective(y: np.ndarray, w: np.ndarray, config: Config, oracle: np.ndarray | None = None) -> np.ndarray:
+def objective(y: np.ndarray, w: np.ndarray, config: Config) -> np.ndarray:
     """What each arm climbs, w.y - action_cost |y|^2 + penalty: shape (arms, seeds).
 
     Parameters
     ----------
     y, w : arrays (arms, seeds, d)
         Actions and reward models, arms in the order of `config.arms`.
-    oracle : array (arms, seeds), optional
-        Values to use for U(y), as when it is held constant under differentiation.
     """
     r, n = np.sum(w * y, axis=-1), np.sum(y * y, axis=-1)
     a, _, b, _ = coefficients(config.arms, n, config)
-    return r - config.action_cost * n + (r - (utility(y, config) if oracle is None else oracle)) * a + b
+    return r - config.action_cost * n + (r - utility(y, config)) * a + b
 
 
 def gradient(y: np.ndarray, w: np.ndarray, config: Config) -> np.ndarray:
