@@ -21,12 +21,12 @@ The last one is a leader that knows what k RM steps at a fixed action do to the 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from fpo.parameters import Parameters, real, whole
+from fpo.parameters import Distinct, Parameters, Seeds, arm_list, real, seed_list, whole
 
 Arm = Literal["standard", "relaxed", "practical", "foresight"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -44,20 +44,8 @@ class Config(Parameters):
         For a value outside its range, an unknown name, or the wrong type.
     """
 
-    seeds: tuple[Annotated[int, Field(strict=True, ge=0, lt=2**32)], ...] = Field(
-        (0, 1),
-        strict=False,
-        min_length=1,
-        description="one paired run of every arm for each seed of NumPy's legacy RandomState",
-        json_schema_extra={"allowed": "a list of at least one distinct whole number from 0 to 4,294,967,295"},
-    )
-    arms: tuple[Arm, ...] = Field(
-        ARMS,
-        strict=False,
-        min_length=1,
-        description="which policies play",
-        json_schema_extra={"allowed": f"a list of at least one of {', '.join(ARMS)}, each at most once"},
-    )
+    seeds: Seeds = seed_list((0, 1), "NumPy's legacy RandomState")
+    arms: Distinct[Arm] = arm_list(ARMS)
     gamma: float = real(0.1, 0, 1e6, "weight of the penalty in the relaxed and practical arms")
     steps: int = whole(300, 1, 1_000_000, "iterations of one policy step and one RM step")
     foresight_steps: int = whole(10, 0, 1_000_000, "RM steps that the foresight arm looks ahead")
@@ -81,21 +69,6 @@ class Config(Parameters):
     utility_scale: float = real(10.0, 1e-6, 1e6, "the best possible utility")
     utility_sharpness: float = real(0.3, 1e-6, 1e3, "how fast the utility falls with squared distance from the target")
     initial_noise: float = real(0.1, 0, 100, "standard deviation of the initial RM around (1, ..., 1, 0, ..., 0)")
-
-    @field_validator("seeds", "arms", mode="before")
-    @classmethod
-    def _a_list(cls, value):
-        # A set has no order and a string is a sequence of letters: neither is what its writer meant.
-        if not isinstance(value, list | tuple | range):
-            raise ValueError("not a list")
-        return tuple(value)
-
-    @field_validator("seeds", "arms")
-    @classmethod
-    def _distinct(cls, value):
-        if len(set(value)) < len(value):
-            raise ValueError("holds a value twice")
-        return value
 
     @field_validator("signal_dimensions")
     @classmethod

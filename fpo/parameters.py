@@ -4,11 +4,20 @@ import ast
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 Model = TypeVar("Model", bound="Parameters")
+Item = TypeVar("Item")
 
 
 class ParameterError(ValueError):
@@ -35,6 +44,49 @@ def real(default: float, low: float, high: float, meaning: str) -> Any:
         allow_inf_nan=False,
         description=meaning,
         json_schema_extra={"allowed": f"a finite number from {low:g} to {high:g}"},
+    )
+
+
+def as_tuple(value: Any) -> Any:
+    """A list, tuple or range as a tuple; refuses what has no order or is no list."""
+    # A set has no order and a string is a sequence of letters: neither is what its writer meant.
+    if not isinstance(value, list | tuple | range):
+        raise ValueError("not a list")
+    return tuple(value)
+
+
+def _distinct(value: Any) -> Any:
+    if len(set(value)) < len(value):
+        raise ValueError("holds a value twice")
+    return value
+
+
+Distinct = Annotated[tuple[Item, ...], BeforeValidator(as_tuple), AfterValidator(_distinct)]
+Seeds = Distinct[Annotated[int, Field(strict=True, ge=0, lt=2**32)]]
+
+
+def seed_list(default: Sequence[int], source: str) -> Any:
+    """A pydantic field for `Seeds`: one paired run of every arm for each."""
+    return Field(
+        tuple(default),
+        strict=False,
+        min_length=1,
+        description=f"one paired run of every arm for each seed of {source}",
+        json_schema_extra={"allowed": "a list of at least one distinct whole number from 0 to 4,294,967,295"},
+    )
+
+
+def arm_list(
+    default: Sequence[str], allowed: Sequence[str] | None = None, least: int = 1, meaning: str = "which policies play"
+) -> Any:
+    """A pydantic field that takes a list of distinct arms out of `allowed`, by default those of the default."""
+    some = f"at least {'one' if least == 1 else least} of " if least else ""
+    return Field(
+        tuple(default),
+        strict=False,
+        min_length=least,
+        description=meaning,
+        json_schema_extra={"allowed": f"a list of {some}{', '.join(allowed or default)}, each at most once"},
     )
 
 

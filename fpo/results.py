@@ -3,8 +3,8 @@
 import json
 import os
 import platform
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
+from fpo.files import replacing
 from fpo.parameters import Parameters
 
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -70,6 +71,25 @@ def environment(*packages: str) -> dict[str, str]:
     }
 
 
+def provenance(made_by: str, seconds: float, *packages: str) -> dict[str, Any]:
+    """Where a stored run comes from: the command that makes it, the commit, versions, hardware, wall time in seconds.
+
+    The commit is None outside of a git checkout; a trailing + says that files had been changed since.
+    """
+    here = Path(__file__).resolve().parent
+    commit = None
+    if (here.parent / ".git").exists():
+        ask = ["git", "-C", str(here.parent), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        commit = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "made_by": made_by,
+        "commit": commit,
+        "environment": environment(*packages),
+        "processors": os.cpu_count(),
+        "wall_seconds": round(seconds, 1),
+    }
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON knows it: arrays as lists, NaN and infinity as null.
 
@@ -116,17 +136,10 @@ def write(
         results=plain(results),
         claims=list(claims),
     )
-    path = Path(parameters.results_path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with replacing(Path(parameters.results_path)) as temporary:
+        with open(temporary, "w", encoding="utf-8") as file:
             json.dump(content.model_dump(), file, indent=1, allow_nan=False)
             file.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def show(claims: Iterable[Claim]) -> None:

@@ -333,27 +333,36 @@ def total_gradient(
     return standard, steering
 
 
-def mlp_gradient_norms(
-    layers: list[tuple[torch.Tensor, torch.Tensor]],
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+Factors = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def mlp_factors(
+    layers: Layers,
     inputs: torch.Tensor,
     activation: Callable[[torch.Tensor], torch.Tensor],
     slope: Callable[[torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
-    """|grad_phi r(y)|^2 of a scalar-valued MLP for every input, without forming a gradient: shape (n,).
+) -> tuple[torch.Tensor, Factors]:
+    """Rewards r(y) of a scalar-valued MLP and their gradients in phi, as the factors of outer products.
 
-    With activations a_(l-1) and back-propagated deltas d_l = dr / d(pre-activation l), the gradient of layer l is the
-    outer product d_l a_(l-1)^T in the weight and d_l in the bias, so
-
-        |grad_phi r|^2 = sum_l |d_l|^2 (|a_(l-1)|^2 + 1).
+    With activations a_l and back-propagated deltas d_l = dr / d(pre-activation l), the gradient of layer l is
+    d_l a_(l-1)^T in the weight and d_l in the bias. Two vectors a layer stand for a matrix.
 
     Parameters
     ----------
     layers : list of (weight, bias)
-        Of shapes (out, in) and (out,), the last one with out = 1 and no activation after it.
-    inputs : tensor (n, in)
+        Of shapes (..., out, in) and (..., out), the last one with out = 1 and no activation after it. Leading axes are
+        a batch of MLPs.
+    inputs : tensor (..., n, in)
         A row per sample.
     activation, slope : callables
         The activation and its derivative, elementwise.
+
+    Returns
+    -------
+    rewards : tensor (..., n)
+    factors : list of (d_l, a_(l-1))
+        Of shapes (..., n, out) and (..., n, in), one for each layer.
 
     Raises
     ------
@@ -363,19 +372,45 @@ def mlp_gradient_norms(
     Examples
     --------
     >>> one = [(torch.tensor([[2.0, 0.0]]), torch.tensor([1.0]))]
-    >>> mlp_gradient_norms(one, torch.tensor([[3.0, 4.0]]), torch.tanh, lambda x: 1 - torch.tanh(x) ** 2)
-    tensor([26.])
+    >>> mlp_factors(one, torch.tensor([[3.0, 4.0]]), torch.tanh, lambda x: 1 - torch.tanh(x) ** 2)
+    (tensor([7.]), [(tensor([[1.]]), tensor([[3., 4.]]))])
     """
-    if layers[-1][0].shape[0] != 1:
-        raise ValueError(f"the last layer has {layers[-1][0].shape[0]} outputs: a reward model must have 1")
+    if layers[-1][0].shape[-2] != 1:
+        raise ValueError(f"the last layer has {layers[-1][0].shape[-2]} outputs: a reward model must have 1")
     activations, slopes = [inputs], []
     for weight, bias in layers[:-1]:
-        before = activations[-1] @ weight.T + bias
+        before = (activations[-1] @ weight.mT).add_(bias[..., None, :])
         activations.append(activation(before))
         slopes.append(slope(before))
-    delta = torch.ones_like(inputs[:, :1])
-    total = activations[-1].square().sum(-1) + 1
-    for (weight, _), a, s in zip(layers[:0:-1], activations[-2::-1], slopes[::-1], strict=True):
-        delta = (delta @ weight) * s
-        total = total + delta.square().sum(-1) * (a.square().sum(-1) + 1)
-    return total
+    weight, bias = layers[-1]
+    rewards = activations[-1] @ weight.mT + bias[..., None, :]
+    deltas = [torch.ones_like(rewards)]
+    for (weight, _), s in zip(layers[:0:-1], slopes[::-1], strict=True):
+        # Below the output the delta is 1: its product with the weight is the weight.
+        deltas.insert(0, (weight if len(deltas) == 1 else deltas[0] @ weight) * s)
+    return rewards[..., 0], list(zip(deltas, activations, strict=True))
+
+
+def mlp_gradient_norms(factors: Factors) -> torch.Tensor:
+    """|grad_phi r(y)|^2 = sum_l |d_l|^2 (|a_(l-1)|^2 + 1) from `mlp_factors`, without forming a gradient: (..., n).
+
+    Examples
+    --------
+    >>> mlp_gradient_norms([(torch.tensor([[1.0]]), torch.tensor([[3.0, 4.0]]))])
+    tensor([26.])
+    """
+    return sum((d * d).sum(-1) * ((a * a).sum(-1) + 1) for d, a in factors)
+
+
+def mlp_gradient_products(first: Factors, second: Factors) -> torch.Tensor:
+    """<grad_phi r(x), grad_phi r(y)> = sum_l <d_l(x), d_l(y)> (<a_(l-1)(x), a_(l-1)(y)> + 1): (..., n, m).
+
+    This is the empirical neural tangent kernel (Jacot et al. 2018); with `second = first`, the Gram matrix.
+
+    Examples
+    --------
+    >>> x, y = (torch.tensor([[1.0]]), torch.tensor([[3.0, 4.0]])), (torch.tensor([[2.0]]), torch.tensor([[1.0, 0.0]]))
+    >>> mlp_gradient_products([x], [y])
+    tensor([[8.]])
+    """
+    return sum((d @ e.mT) * (a @ b.mT + 1) for (d, a), (e, b) in zip(first, second, strict=True))

@@ -23,6 +23,14 @@ def test_slow_route_is_scaled_to_the_fast_ones_work():
     }
 
 
+def test_what_else_a_benchmark_says_is_passed_on():
+    rows = [
+        {"group": "g", "name": name, "stats": {"median": 1.0}, "extra_info": {"units": 1, **more}}
+        for name, more in (("test_fast", {"compile_seconds": 40.0}), ("test_slow", {}))
+    ]
+    assert run.summarize({"benchmarks": rows})["g"]["compile_seconds"] == 40.0
+
+
 def test_a_missing_route_is_an_error():
     row = {"group": "g", "name": "test_fast", "stats": {"median": 1.0}, "extra_info": {"units": 1}}
     with pytest.raises(KeyError, match="test_slow"):

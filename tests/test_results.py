@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,16 @@ def test_a_failure_leaves_the_earlier_file(tmp_path):
     with pytest.raises(TypeError):
         results.write("x", Some(results_path=str(path)), {"a": object()}, [CLAIM])
     assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
+
+
+def test_provenance_names_the_commit_or_says_that_there_is_none(tmp_path, monkeypatch):
+    found = results.provenance("make it so", 12.345, "numpy")
+    assert found["made_by"] == "make it so" and found["wall_seconds"] == 12.3 and found["processors"] >= 1
+    assert found["environment"]["numpy"] == np.__version__
+    if (ROOT / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}\+?", found["commit"])
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "fpo" / "results.py"))
+    assert results.provenance("make it so", 1.0)["commit"] is None
 
 
 @pytest.mark.parametrize("fault", [{"id": "no spaces here"}, {"verdict": "proved"}, {"value": ""}, {"more": 1}])

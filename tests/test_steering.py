@@ -203,31 +203,54 @@ def test_relaxed_is_exact_with_two_things_simplified(seed, scale):
     torch.testing.assert_close(steering.relaxed_penalty(r, r - 1, g), steering.practical_penalty(g))
 
 
-@given(seed=st.integers(0, 10**6), widths=st.lists(st.integers(1, 6), min_size=0, max_size=3), inputs=st.integers(1, 5))
-@settings(max_examples=30, deadline=None)
-def test_mlp_gradient_norms_are_torch_func(seed, widths, inputs):
+@given(
+    seed=st.integers(0, 10**6),
+    widths=st.lists(st.integers(1, 6), min_size=0, max_size=3),
+    inputs=st.integers(1, 5),
+    batch=st.sampled_from([(), (3,), (2, 2)]),
+)
+@settings(max_examples=40, deadline=None)
+def test_mlp_factors_are_torch_func(seed, widths, inputs, batch):
+    """Rewards, gradients, their norms and products, for one MLP and for batches of them."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [inputs, *widths, 1]
     layers = [
-        (torch.randn(b, a, generator=generator), torch.randn(b, generator=generator))
+        (torch.randn(*batch, b, a, generator=generator), torch.randn(*batch, b, generator=generator))
         for a, b in zip(sizes, sizes[1:], strict=False)
     ]
-    x = torch.randn(6, inputs, generator=generator)
+    x = torch.randn(*batch, 6, inputs, generator=generator)
 
     def value(parameters, row):
         for weight, bias in parameters[:-1]:
             row = softplus(weight @ row + bias)
         return (parameters[-1][0] @ row + parameters[-1][1])[0]
 
-    slow = torch.func.vmap(torch.func.grad(value), (None, 0))(layers, x)
-    slow = sum(part.flatten(1).square().sum(1) for pair in slow for part in pair)
-    fast = steering.mlp_gradient_norms(layers, x, softplus, torch.sigmoid)
-    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+    over, of_batch = torch.func.vmap(torch.func.grad_and_value(value), (None, 0)), [(0, 0)] * len(layers)
+    for _ in batch:
+        over = torch.func.vmap(over, (of_batch, 0))
+    slow, values = over(layers, x)
+    slow = torch.cat([part.flatten(len(batch) + 1) for pair in slow for part in pair], -1)
+    rewards, factors = steering.mlp_factors(layers, x, softplus, torch.sigmoid)
+    close = {"rtol": 1e-11, "atol": 1e-11}
+    torch.testing.assert_close(rewards, values, **close)
+    torch.testing.assert_close(steering.mlp_gradient_norms(factors), slow.square().sum(-1), **close)
+    torch.testing.assert_close(steering.mlp_gradient_products(factors, factors), slow @ slow.mT, **close)
+    for (weight, _), (delta, a), start in zip(layers, factors, offsets(layers), strict=True):
+        matrix = slow[..., start : start + weight.shape[-2] * weight.shape[-1]]
+        torch.testing.assert_close((delta[..., None] * a[..., None, :]).flatten(-2), matrix, **close)
+
+
+def offsets(layers):
+    """Where each layer's weight begins in a flat gradient."""
+    start = 0
+    for weight, _ in layers:
+        yield start
+        start += weight.shape[-2] * (weight.shape[-1] + 1)
 
 
 def test_mlp_with_two_outputs_is_refused():
     with pytest.raises(ValueError, match="2 outputs"):
-        steering.mlp_gradient_norms([(torch.ones(2, 3), torch.ones(2))], torch.ones(1, 3), torch.tanh, torch.tanh)
+        steering.mlp_factors([(torch.ones(2, 3), torch.ones(2))], torch.ones(1, 3), torch.tanh, torch.tanh)
 
 
 INDEFINITE = torch.diag(torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64))

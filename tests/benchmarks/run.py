@@ -17,11 +17,17 @@ OUT = HERE.parents[1] / "_build" / "benchmarks.json"
 
 
 def summarize(report: dict) -> dict[str, dict[str, float]]:
-    """From pytest-benchmark's report to name -> ratio, fast_seconds, slow_seconds (both for `units` of work)."""
+    """From pytest-benchmark's report to name -> ratio, fast_seconds, slow_seconds (both for `units` of work).
+
+    What else a benchmark says in its `extra_info`, such as the seconds to compile, is passed on.
+    """
     groups: dict[str, dict[str, tuple[float, int]]] = {}
+    extra: dict[str, dict[str, float]] = {}
     for row in report["benchmarks"]:
         group = groups.setdefault(row["group"], {})
         group[row["name"]] = (row["stats"]["median"], row["extra_info"]["units"])
+        more = {key: value for key, value in row["extra_info"].items() if key != "units"}
+        extra.setdefault(row["group"], {}).update(more)
     summary = {}
     for name, group in groups.items():
         (fast, units), (slow, measured) = group["test_fast"], group["test_slow"]
@@ -32,6 +38,7 @@ def summarize(report: dict) -> dict[str, dict[str, float]]:
             "slow_seconds": slow,
             "units": units,
             "slow_units_measured": measured,
+            **extra[name],
         }
     return summary
 
@@ -41,17 +48,19 @@ def main() -> int:
         raw = Path(folder) / "raw.json"
         files = sorted(map(str, HERE.glob("bench_*.py")))
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--benchmark-json={raw}", *files]
-        # One thread each way: the comparison is of algorithms.
+        # One thread each way unless a benchmark says otherwise: the comparison is of algorithms.
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-        if status := subprocess.run(command, env={**os.environ, **threads, "PYTHONPATH": paths}).returncode:
+        if status := subprocess.run(
+            command, env={**os.environ, **threads, "PYTHONPATH": paths, "TQDM_DISABLE": "1"}
+        ).returncode:
             return status
         summary = summarize(json.loads(raw.read_text()))
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"\n{'benchmark':12}{'fast [s]':>12}{'slow [s]':>12}{'ratio':>10}   units of work")
+    print(f"\n{'benchmark':16}{'fast [s]':>12}{'slow [s]':>12}{'ratio':>10}   units of work")
     for name, row in summary.items():
-        print(f"{name:12}{row['fast_seconds']:12.3f}{row['slow_seconds']:12.1f}{row['ratio']:10.0f}   {row['units']}")
+        print(f"{name:16}{row['fast_seconds']:12.3f}{row['slow_seconds']:12.1f}{row['ratio']:10.0f}   {row['units']}")
     print(f"written to {OUT}")
     return 0
 

@@ -1,0 +1,512 @@
+"""The neural game against the release's runs, a slow reference, autograd, dense algebra and itself."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fpo import files, neural, steering
+from fpo.neural import ARMS, Config
+from fpo.parameters import ParameterError
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT.parent / "shared" / "reference" / "released_runs.json"
+SMALL = {"hidden": [6, 5], "dimensions": 4, "buffer_size": 12, "inner_steps": 3, "precision": "float64"}
+softplus = torch.nn.functional.softplus
+
+
+@pytest.mark.skipif(not REFERENCE.is_file(), reason="the release's runs are not beside this checkout")
+def test_parity_with_the_release():
+    reference = json.loads(REFERENCE.read_text())["neural"]
+    config = Config(seeds=[0, 1], arms=["standard", "relaxed", "practical"], pairing="released")
+    result = neural.simulate(config)
+    for i, seed in enumerate(config.seeds):
+        runs = reference[str(seed)]
+        for form in ("relaxed", "practical"):
+            for arm, name in (("standard", "rlhf"), (form, form)):
+                ours = result.of(arm)[runs["iterations"], i]
+                np.testing.assert_allclose(ours, runs[form][name]["utility"], atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("dimensions", [1, 4, 10, 17])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_stream_is_torchs_plain_one(seed, dimensions):
+    config = Config(dimensions=dimensions, signal_dimensions=1, outer_steps=5, inner_steps=4, new_samples=3)
+    plain, stream = oracles.neural_rng(seed, config), neural.Stream(seed, config)
+    policy, buffer = (tensor[0] for tensor in neural.room(1, config))
+    for _ in range(2):
+        for ours, theirs in zip(stream.reward_model(), next(plain), strict=True):
+            assert torch.equal(ours[0], theirs.weight) and torch.equal(ours[1], theirs.bias)
+        for _ in range(config.outer_steps):
+            stream.noise(policy, buffer)
+            rows, more = next(plain)
+            assert torch.equal(policy, torch.stack(rows)) and torch.equal(buffer, more)
+
+
+def test_a_game_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    neural.simulate(Config(seeds=[1], outer_steps=2, pairing="released"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("route", ["autograd", "closed-form"])
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pairing": "released"},
+        {"through_oracle": [], "utility_at": "mean"},
+        {"through_oracle": ARMS, "utility_at": "mean", "gamma_relaxed": 0.1},
+        {"damping": 0.5, "gamma_exact": 0.3},
+    ],
+    ids=str,
+)
+def test_batched_run_is_the_plain_loop(arm, changes, route):
+    config = Config(seeds=[3, 11], outer_steps=20, gradient=route, arms=ARMS, **SMALL, **changes)
+    result = neural.simulate(config)
+    for i, seed in enumerate(config.seeds):
+        slow = oracles.neural_run(seed, arm, config)
+        for quantity, expected in zip(("utility", "reward", "noise"), slow, strict=True):
+            # The exact arm solves with a matrix of large condition number, here by another route.
+            tolerance = 1e-6 if arm == "exact" else 1e-9
+            np.testing.assert_allclose(result.of(arm, quantity)[:, i], expected, atol=tolerance, rtol=0)
+
+
+def test_the_papers_network_is_the_plain_loop_too():
+    config = Config(seeds=[5], outer_steps=4, inner_steps=2, precision="float64")
+    result = neural.simulate(config)
+    for arm in ARMS:
+        np.testing.assert_allclose(result.of(arm)[:, 0], oracles.neural_run(5, arm, config)[0], atol=1e-6, rtol=0)
+
+
+@st.composite
+def games(draw):
+    """Random reward models, an action for each, and an objective of every kind, in float64."""
+    hidden = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
+    d, runs, n = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+
+    def normal(*shape, scale=1.0):
+        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    widths = [d, *hidden, 1]
+    layers = [(normal(runs, b, a, scale=0.7), normal(runs, b)) for a, b in zip(widths, widths[1:], strict=False)]
+    through = draw(st.sampled_from([None, True]))
+    objective = neural.Objective(
+        cost=normal(runs, 1).abs(),
+        value=normal(runs, 1),
+        flat=normal(runs, 1),
+        through=None if through is None else torch.rand(runs, 1, generator=generator) < 0.5,
+        target=normal(d),
+        scale=draw(st.floats(0.5, 10)),
+        sharpness=draw(st.floats(0.05, 1)),
+        clip=1.0,
+        at_mean=True,
+    )
+    memory = None
+    if draw(st.booleans()):
+        memory = neural.remember(layers, normal(runs, n, d), torch.full((n,), 1 / n).double(), 0.1)
+    offset = normal(runs, 1, d, scale=0.1) if draw(st.booleans()) else None
+    return layers, normal(runs, 1, d), offset, objective, memory
+
+
+@given(games())
+@settings(max_examples=150, deadline=None)
+def test_closed_form_gradient_is_autograd(game):
+    layers, y, offset, objective, memory = game
+    a = None if memory is None else neural.solve(layers, y + 0.1, memory)
+    fast = neural.gradient_in_closed_form(layers, y, offset, objective, a)
+    slow = neural.gradient_by_autograd(layers, y, offset, objective, a)
+    scale = max(1.0, float(slow.abs().max()))
+    torch.testing.assert_close(fast / scale, slow / scale, rtol=0, atol=1e-11)
+
+
+@given(games())
+@settings(max_examples=60, deadline=None)
+def test_autograd_gradient_is_the_central_difference_of_the_stated_objective(game):
+    layers, y, offset, objective, memory = game
+    direction = None if memory is None else neural.solve(layers, y + 0.1, memory)
+    ours = neural.gradient_by_autograd(layers, y, offset, objective, direction)
+    if direction is not None:  # later calls write to the memory
+        c, factors = direction.coefficients, [(d.clone(), a.clone()) for d, a in direction.factors]
+        direction = [(((c.mT * d).mT @ a), (c @ d)[:, 0]) for d, a in factors]
+
+    for run in range(len(y)):
+        model = [(weight[run], bias[run]) for weight, bias in layers]
+        held = y[run, 0] - (0 if offset is None else offset[run, 0])
+        free = objective.through is not None and bool(objective.through[run])
+
+        def value(x, run=run, model=model, held=held, free=free):
+            x = torch.from_numpy(np.array(x))
+            parts = [part.clone().requires_grad_() for layer in model for part in layer]
+            with torch.enable_grad():
+                h = x
+                for weight, bias in zip(parts[:-2:2], parts[1:-2:2], strict=True):
+                    h = softplus(weight @ h + bias)
+                r = (parts[-2] @ h + parts[-1])[0]
+                g = torch.autograd.grad(r, parts)
+            if direction is None:
+                m = sum(float(part.square().sum()) for part in g)
+            else:
+                flat = [part[run] for layer in direction for part in layer]
+                m = sum(float((part * v).sum()) for part, v in zip(g, flat, strict=True))
+            at = x - (y[run, 0] - held) if free else held
+            u = objective.scale * np.exp(-objective.sharpness * float((at - objective.target).square().sum()))
+            cost, alpha, beta = (float(part[run]) for part in objective[:3])
+            r = float(r.detach())
+            return r - cost * float(x @ x) - (alpha * (r - u) + beta) * m
+
+        slow = oracles.differences(value, y[run, 0].numpy(), 1e-5, central=True)
+        np.testing.assert_allclose(ours[run, 0], slow, atol=2e-6 * max(1.0, np.abs(slow).max()), rtol=0)
+
+
+@given(games(), st.integers(1, 8))
+@settings(max_examples=80, deadline=None)
+def test_direction_is_a_dense_solve_and_gives_the_influence(game, n):
+    """a = H^-1 g(theta), and -<a, grad loss> is the exact penalty with g_bar = g(theta)."""
+    layers, theta, *_ = game
+    y = theta + torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]
+    weights, ridge = torch.full((n,), 1 / n, dtype=torch.float64), 0.05
+    direction = neural.solve(layers, theta, neural.remember(layers, y, weights, ridge))
+
+    def flat(points):
+        r, factors = steering.mlp_factors(layers, points, softplus, torch.sigmoid)
+        rows = [torch.cat([(d[..., None] * a[..., None, :]).flatten(-2), d], -1) for d, a in factors]
+        return r, torch.cat(rows, -1)
+
+    rewards, g = flat(y)
+    hessian = 2 * g.mT @ (weights[:, None] * g) + ridge * torch.eye(g.shape[-1], dtype=torch.float64)
+    mean = flat(theta)[1]
+    expected = torch.linalg.solve(hessian, mean.mT).mT
+    rows = [(direction.coefficients.mT * d, a) for d, a in direction.factors]
+    found = torch.cat([torch.cat([(d.mT @ a).flatten(1), d.sum(1)], 1) for d, a in rows], 1)[:, None]
+    scale = expected.abs().amax()
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-9)
+
+    slopes = 2 * (rewards - 1.0)[..., None] * g
+    for solver in (
+        steering.dense_solver(hessian),
+        steering.gram_solver(g, 2 * weights.expand(len(g), n), ridge),
+    ):
+        penalty = steering.exact_penalty(mean[:, 0], steering.influence(slopes, solver))
+        ours = -(slopes @ found.mT)[..., 0]
+        torch.testing.assert_close(ours, penalty, rtol=1e-7, atol=1e-7 * float(penalty.abs().max()))
+
+
+@given(games())
+@settings(max_examples=40, deadline=None)
+def test_rm_gradient_is_the_one_through_the_factors(game):
+    layers, y, *_ = game
+    y = y + torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    labels, weights = torch.sin(3 * y.sum(-1)), torch.tensor([0.5, 0.25, 0.25, 0.0, 0.0], dtype=torch.float64)
+    r, factors = steering.mlp_factors(layers, y, softplus, torch.sigmoid)
+    slope = (2 * weights * (r - labels))[..., None]
+    for ours, (d, a) in zip(neural.rm_gradient(layers, y, labels, weights), factors, strict=True):
+        torch.testing.assert_close(ours[0], (slope * d).mT @ a)
+        torch.testing.assert_close(ours[1], (slope * d).sum(-2))
+
+
+def test_same_numbers_again_and_whatever_the_batch():
+    config = Config(seeds=[5, 2, 9], outer_steps=30, **SMALL)
+    whole = neural.simulate(config)
+    np.testing.assert_array_equal(whole.utility, neural.simulate(config).utility)
+    shuffled = neural.simulate(config.replace(seeds=[9, 5, 2], arms=tuple(reversed(ARMS))))
+    for arm in ARMS:
+        alone = neural.simulate(config.replace(seeds=[9], arms=[arm]))
+        for quantity in ("utility", "reward", "noise"):
+            expected = whole.of(arm, quantity)[:, 2]
+            tolerance = 1e-6 if arm == "exact" else 1e-10
+            np.testing.assert_allclose(shuffled.of(arm, quantity)[:, 0], expected, atol=tolerance, rtol=0)
+            np.testing.assert_allclose(alone.of(arm, quantity)[:, 0], expected, atol=tolerance, rtol=0)
+
+
+def test_float32_is_reproducible_bit_by_bit():
+    config = Config(seeds=[0, 1], outer_steps=25)
+    np.testing.assert_array_equal(neural.simulate(config).reward, neural.simulate(config).reward)
+
+
+def test_both_precisions_play_the_same_game():
+    config = Config(seeds=[0, 1], outer_steps=25, arms=["standard", "relaxed", "practical"])
+    fine = neural.simulate(config.replace(precision="float64"))
+    np.testing.assert_allclose(neural.simulate(config).utility, fine.utility, atol=1e-4, rtol=0)
+
+
+def test_pairing():
+    """Paired arms start from one reward model; released ones share theirs with each other, not with the standard."""
+    config = Config(seeds=[4], outer_steps=2)
+    paired, released = (neural.simulate(config.replace(pairing=way), keep=[0]) for way in ("paired", "released"))
+    first = {way: run.reward_models[0][0][0, :, 0] for way, run in (("paired", paired), ("released", released))}
+    assert all(np.array_equal(first["paired"][0], other) for other in first["paired"])
+    assert np.array_equal(first["released"][0], first["paired"][0])
+    assert not np.array_equal(first["released"][1], first["released"][0])
+    assert all(np.array_equal(first["released"][1], other) for other in first["released"][1:])
+    np.testing.assert_array_equal(paired.of("standard"), released.of("standard"))
+
+
+def test_record_holds_what_it_says():
+    config = Config(seeds=[1, 7], outer_steps=12, precision="float64")
+    result = neural.simulate(config, keep=[0, 5, 11])
+    for i, t in enumerate(result.kept):
+        theta = torch.from_numpy(result.actions[i])
+        torch.testing.assert_close(neural.utility(theta, config).numpy(), result.utility[t])
+        np.testing.assert_allclose(np.linalg.norm(theta[..., 2:], axis=-1), result.noise[t])
+        for j, arm in enumerate(ARMS):
+            for k, seed in enumerate(config.seeds):
+                value = neural.reward(result.reward_model(arm, seed, t), theta[j, k][None])
+                np.testing.assert_allclose(float(value), result.reward[t, j, k])
+    table = result.by_arm_and_seed(result.utility[-1])
+    assert table["relaxed"]["7"] == result.of("relaxed")[-1, 1] and set(table) == set(ARMS)
+
+
+def test_best_action_has_the_best_utility():
+    config = Config()
+    assert float(neural.utility(neural.target(config), config)) == config.utility_scale
+
+
+def test_nothing_is_kept_unless_asked_for():
+    result = neural.simulate(Config(seeds=[0], outer_steps=2, arms=["standard"]))
+    assert result.kept == () and result.actions.shape == (0, 1, 1)
+
+
+# Divergence
+
+
+def test_a_diverging_run_is_marked_and_the_others_go_on():
+    wild = Config(seeds=[0, 1], outer_steps=12, clip=1e6, gamma_relaxed=1e6, policy_lr=1e3, action_cost=1e-3, **SMALL)
+    result = neural.simulate(wild, keep=range(12))
+    calm = ["standard", "practical"]
+    for arm in ("relaxed", "exact"):
+        j = ARMS.index(arm)
+        assert (result.diverged_at[j] >= 0).all()
+        for i in range(2):
+            at = result.diverged_at[j, i]
+            assert np.isfinite(result.of(arm)[:at, i]).all() and np.isnan(result.of(arm)[at:, i]).all()
+            assert np.isnan(result.actions[at:, j, i]).all() and np.isfinite(result.actions[:at, j, i]).all()
+    alone = neural.simulate(wild.replace(arms=calm))
+    for arm in calm:
+        assert (result.diverged_at[ARMS.index(arm)] == -1).all()
+        np.testing.assert_allclose(result.of(arm), alone.of(arm), atol=1e-9)
+
+
+def test_one_run_whose_matrix_has_no_factor_diverges_alone():
+    layers = [(torch.ones(2, 1, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64))]
+    y = torch.tensor([[[1.0], [2.0]], [[1.0], [torch.nan]]], dtype=torch.float64)
+    memory = neural.remember(layers, y, torch.full((2,), 0.5, dtype=torch.float64), 0.1)
+    assert torch.isfinite(memory.inverse[0]).all() and torch.isnan(memory.inverse[1]).all()
+
+
+# Long runs
+
+
+class Stop(Exception):
+    """Ends a game in the middle."""
+
+
+def stopped(config, folder, at, monkeypatch, keep=()):
+    """A game that is cut off in iteration `at`, after a checkpoint of each iteration before."""
+    learn = neural.Block.learn
+
+    def until(self, t):
+        if t == at:
+            raise Stop
+        learn(self, t)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(neural.Block, "learn", until)
+        with pytest.raises(Stop):
+            neural.simulate(config, keep, folder, save_every=0)
+
+
+@pytest.mark.parametrize("pairing", ["paired", "released"])
+def test_an_interrupted_game_goes_on_to_the_same_numbers(pairing, tmp_path, monkeypatch):
+    config = Config(seeds=[0, 3], outer_steps=16, pairing=pairing)
+    keep = [2, 9, 15]
+    stopped(config, tmp_path, 9, monkeypatch, keep)
+    resumed = neural.simulate(config, keep, tmp_path)
+    whole = neural.simulate(config, keep)
+    for name in ("utility", "reward", "noise", "diverged_at", "actions"):
+        np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
+    for ours, theirs in zip(resumed.reward_models, whole.reward_models, strict=True):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+
+
+def test_a_finished_game_is_read_back(tmp_path, monkeypatch):
+    config = Config(seeds=[0], outer_steps=4)
+    first = neural.simulate(config, [1], tmp_path)
+    monkeypatch.setattr(neural.Block, "step", lambda *_: pytest.fail("played again"))
+    again = neural.simulate(config, [1], tmp_path)
+    np.testing.assert_array_equal(first.utility, again.utility)
+    np.testing.assert_array_equal(first.actions, again.actions)
+
+
+def test_a_game_with_other_settings_starts_afresh(tmp_path):
+    config = Config(seeds=[0], outer_steps=4, arms=["standard"])
+    neural.simulate(config, (), tmp_path)
+    other = neural.simulate(config.replace(action_cost=0.5), (), tmp_path)
+    np.testing.assert_array_equal(other.utility, neural.simulate(config.replace(action_cost=0.5)).utility)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_checkpoint_of_other_code_is_not_used(tmp_path, monkeypatch):
+    config = Config(seeds=[0])
+    name, copy = neural.checkpoint_name(config, ()), tmp_path / "neural.py"
+    copy.write_text(Path(neural.__file__).read_text() + "\n# changed")
+    monkeypatch.setattr(neural, "__file__", str(copy))
+    assert neural.checkpoint_name(config, ()) != name
+
+
+PROGRAM = """
+import sys
+from fpo import neural
+config = neural.Config(seeds=[0, 1], outer_steps=400, arms=["standard"])
+neural.simulate(config, (), sys.argv[1], save_every=0)
+"""
+
+
+def test_control_c_leaves_whole_files_only(tmp_path):
+    """A real interrupt of a real process in the middle of the game."""
+    environment = {key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("neural-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    program.send_signal(signal.SIGINT)
+    errors = program.communicate(timeout=60)[1]
+    assert program.returncode != 0 and "KeyboardInterrupt" in errors
+    # The bar says how far it was and how long it would have taken.
+    assert "neural:" in errors and "/400" in errors and "<" in errors
+    (left,) = tmp_path.iterdir()
+    assert 0 < files.load(left)["next"] < 400
+
+
+def test_a_failed_save_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    files.save(tmp_path / "a.pt", {"x": torch.ones(2)})
+
+    def half(state, path):
+        Path(path).write_bytes(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="No space"):
+        files.save(tmp_path / "a.pt", {"x": torch.zeros(2)})
+    assert files.load(tmp_path / "a.pt")["x"].sum() == 2 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    config = Config(seeds=[0], outer_steps=2)
+    path = tmp_path / neural.checkpoint_name(config, ())
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=f"{path.name} is not a checkpoint"):
+        neural.simulate(config, (), tmp_path)
+
+
+# Settings
+
+
+def test_defaults_are_the_papers():
+    """The table of the neural environment, but for the seeds, the arms and what only this book has."""
+    ours = {"seeds", "arms", "gamma_exact", "damping", "through_oracle", "pairing", "gradient", "device", "threads"}
+    assert Config().model_dump(exclude=ours) == {
+        "gamma_relaxed": 0.005, "gamma_practical": 0.005, "utility_at": "sample", "outer_steps": 4000,
+        "inner_steps": 15, "new_samples": 5, "buffer_size": 50, "action_cost": 0.01, "policy_lr": 0.05,
+        "policy_lr_end": 0.001, "sigma": 0.1, "sigma_end": 0.001, "schedule_power": 4.0, "clip": 1.0, "rm_lr": 1e-3,
+        "rm_decay": 1e-3, "hidden": (32, 32), "initial_scale": 0.1, "dimensions": 10, "signal_dimensions": 2,
+        "target": 2.5, "utility_scale": 10.0, "utility_sharpness": 0.2, "precision": "float32",
+    }  # fmt: skip
+
+
+BAD = {
+    "unknown arm": ({"arms": ["foresight"]}, ["arms", "foresight", "standard, relaxed, practical, exact"]),
+    "arm twice": ({"arms": ["exact", "exact"]}, ["arms", "at most once"]),
+    "seeds as a string": ({"seeds": "01"}, ["seeds", "'01'", "a list"]),
+    "one gamma for all": ({"gamma": 0.1}, ["gamma", "no such parameter", "gamma_relaxed"]),
+    "negative gamma": ({"gamma_practical": -1}, ["gamma_practical", "-1", "from 0 to"]),
+    "buffer too small": ({"buffer_size": 4}, ["buffer_size", "4", "from new_samples to"]),
+    "float steps": ({"outer_steps": 4e3}, ["outer_steps", "4000.0", "whole number"]),
+    "unknown pairing": ({"pairing": "unpaired"}, ["pairing", "'unpaired'", "'paired', 'released'"]),
+    "unknown precision": ({"precision": "float16"}, ["precision", "'float16'", "'float32', 'float64'"]),
+    "no hidden layer": ({"hidden": []}, ["hidden", "[]", "1 to 8 whole numbers"]),
+    "empty hidden layer": ({"hidden": [32, 0]}, ["hidden", "[32, 0]", "from 1 to 4,096"]),
+    "more signal than there is": ({"dimensions": 1}, ["signal_dimensions", "2", "number of dimensions"]),
+    "singular Hessian": ({"rm_decay": 0.0}, ["rm_decay", "0.0", "damping"]),
+    "two faults": ({"clip": 0.0, "sigma": -1.0}, ["2 parameters", "clip = 0.0", "sigma = -1.0"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings_are_refused(case):
+    values, words = BAD[case]
+    with pytest.raises(ParameterError) as caught:
+        Config(**values)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_without_the_exact_arm_no_ridge_is_needed():
+    Config(arms=["standard", "relaxed"], rm_decay=0.0)
+    Config(rm_decay=0.0, damping=0.1)
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ParameterError, match="device = 'cuda': must be 'cpu', or 'cuda' where torch finds"):
+        Config(device="cuda")
+
+
+@pytest.mark.parametrize("keep", [[-1], [4], [1, 1]])
+def test_bad_iterations_are_refused(keep):
+    with pytest.raises(ValueError, match=r"keep = .*from 0 to 3"):
+        neural.simulate(Config(seeds=[0], outer_steps=4), keep)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="folder = .*existing folder"):
+        neural.simulate(Config(seeds=[0], outer_steps=4), (), tmp_path / "missing")
+
+
+def test_threads_are_set_for_the_game_and_put_back():
+    before, seen = torch.get_num_threads(), []
+    step = neural.Block.step
+
+    def spy(self, *rest):
+        seen.append(torch.get_num_threads())
+        return step(self, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neural.Block, "step", spy)
+        neural.simulate(Config(seeds=[0], outer_steps=1, threads=2))
+    assert set(seen) == {2} and torch.get_num_threads() == before
+
+
+# Other machinery
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_route_is_the_closed_form():
+    config = Config(seeds=[0, 1], outer_steps=6, inner_steps=2, gradient="closed-form")
+    plain, compiled = neural.simulate(config), neural.simulate(config.replace(gradient="compiled"))
+    np.testing.assert_allclose(plain.utility, compiled.utility, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("route", ["autograd", "closed-form"])
+def test_cuda_plays_the_same_game(route):
+    config = Config(seeds=[0, 1], outer_steps=10, precision="float64", gradient=route)
+    there = neural.simulate(config.replace(device="cuda"), keep=[9])
+    here = neural.simulate(config, keep=[9])
+    np.testing.assert_allclose(here.utility, there.utility, atol=1e-8, rtol=0)
+    np.testing.assert_allclose(here.actions, there.actions, atol=1e-8, rtol=0)
