@@ -181,6 +181,8 @@ class Result:
         theta there.
     reward_models : list of (weight, bias)
         The RM that the policy had climbed there, each array with leading axes (kept, arms, seeds).
+    seconds : float
+        Wall time of the game, over all calls that an interrupted one took.
     """
 
     config: Config
@@ -191,6 +193,7 @@ class Result:
     kept: tuple[int, ...]
     actions: np.ndarray
     reward_models: list[tuple[np.ndarray, np.ndarray]]
+    seconds: float
 
     def of(self, arm: str, what: str = "utility") -> np.ndarray:
         """One arm's part of a record: (outer_steps, seeds), or (kept, seeds, d) of `actions`."""
@@ -638,9 +641,9 @@ def _play(config: Config, keep: tuple[int, ...], path: Path | None, save_every: 
         for key, row in noise.items()
         for place in zip(row, eps[key][0].unbind(), eps[key][1].unbind(), strict=True)
     ]
-    first = 0
+    first, spent, started = 0, 0.0, monotonic()
     if state := files.load(path) if path else None:
-        first, kept = state["next"], state["kept"]
+        first, spent, kept = state["next"], state["seconds"], state["kept"]
         for block, saved in zip(blocks, state["blocks"], strict=True):
             block.load(saved)
         for key, saved in state["noise"].items():
@@ -654,6 +657,7 @@ def _play(config: Config, keep: tuple[int, ...], path: Path | None, save_every: 
             path,
             {
                 "next": following,
+                "seconds": spent + monotonic() - started,
                 "kept": kept,
                 "blocks": [block.state() for block in blocks],
                 "noise": {key: [stream.generator.get_state() for stream in row] for key, row in noise.items()},
@@ -661,7 +665,7 @@ def _play(config: Config, keep: tuple[int, ...], path: Path | None, save_every: 
             },
         )
 
-    saved_at = monotonic()
+    saved_at = started
     for t in tqdm(range(first, steps), desc="neural", unit="iteration", initial=first, total=steps):
         for stream, policy, buffer in places:
             stream.noise(policy, buffer)
@@ -677,7 +681,9 @@ def _play(config: Config, keep: tuple[int, ...], path: Path | None, save_every: 
         if path and (t == steps - 1 or monotonic() - saved_at > save_every):
             save(t + 1)
             saved_at = monotonic()
-    return _result(config, blocks, record, keep, kept)
+    if first < steps:
+        spent += monotonic() - started
+    return _result(config, blocks, record, keep, kept, spent)
 
 
 def _start(config: Config, streams: dict[Arm, int]) -> tuple[list[Block], dict[int, list[Stream]]]:
@@ -696,7 +702,9 @@ def _start(config: Config, streams: dict[Arm, int]) -> tuple[list[Block], dict[i
     return [Block(group, [models[streams[arm]] for arm in group], config) for group in groups if group], noise
 
 
-def _result(config: Config, blocks: list[Block], record: dict, keep: tuple[int, ...], kept: dict) -> Result:
+def _result(
+    config: Config, blocks: list[Block], record: dict, keep: tuple[int, ...], kept: dict, seconds: float
+) -> Result:
     each, place = len(config.seeds), {arm: (b, i) for b, block in enumerate(blocks) for i, arm in enumerate(block.arms)}
 
     def gather(tensors: list[torch.Tensor]) -> np.ndarray:
@@ -720,4 +728,5 @@ def _result(config: Config, blocks: list[Block], record: dict, keep: tuple[int, 
         keep,
         over_time(lambda part: part[0]),
         [tuple(over_time(lambda part, i=i, j=j: part[1][i][j]) for j in (0, 1)) for i in range(depth)],
+        seconds,
     )

@@ -90,6 +90,21 @@ def provenance(made_by: str, seconds: float, *packages: str) -> dict[str, Any]:
     }
 
 
+def stored_run(name: str) -> dict[str, Any]:
+    """The content of notebooks/runs/NAME.json, from the notebooks' folder, the repository's root, or this checkout.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is in none of them, as where only the module was installed.
+    """
+    places = (Path("runs"), Path("notebooks/runs"), Path(__file__).resolve().parents[1] / "notebooks" / "runs")
+    for path in (place / f"{name}.json" for place in places):
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+    raise FileNotFoundError(f"no stored run {name}.json: start in a checkout of the book's repository")
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON knows it: arrays as lists, NaN and infinity as null.
 

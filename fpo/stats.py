@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, quantile_test
 
 
 def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[str, Any]:
@@ -21,13 +21,15 @@ def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[
     dict
         `wins`, `ties`, `pairs`; `low` and `high`, the Clopper-Pearson interval of the share of wins among all pairs (a
         tie is not a win); `median`, `least`, `most`: the difference first - second, over the pairs in which both are
-        finite (NaN where there is none).
+        finite (NaN where there is none); `median_low`, `median_high`: the interval of its median of the same level, by
+        order statistics (NaN where the pairs are too few for one).
     """
     a, b = (np.where(np.isnan(x), -np.inf, x) for x in (np.asarray(first, float), np.asarray(second, float)))
     wins, ties = int(np.sum(a > b)), int(np.sum(a == b))
     low, high = binomtest(wins, len(a)).proportion_ci(1 - 0.05 / comparisons, method="exact")
     finite = np.isfinite(a) & np.isfinite(b)
     difference = a[finite] - b[finite] if finite.any() else np.array([np.nan])
+    order = quantile_test(difference, p=0.5).confidence_interval(1 - 0.05 / comparisons)
     return {
         "wins": wins,
         "ties": ties,
@@ -35,6 +37,8 @@ def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[
         "low": float(low),
         "high": float(high),
         "median": float(np.median(difference)),
+        "median_low": float(order.low),
+        "median_high": float(order.high),
         "least": float(np.min(difference)),
         "most": float(np.max(difference)),
     }

@@ -349,6 +349,8 @@ def test_a_finished_game_is_read_back(tmp_path, monkeypatch):
     again = neural.simulate(config, [1], tmp_path)
     np.testing.assert_array_equal(first.utility, again.utility)
     np.testing.assert_array_equal(first.actions, again.actions)
+    # The time it took is that of the game, not of reading it.
+    assert 0 < again.seconds <= first.seconds
 
 
 def test_a_game_with_other_settings_starts_afresh(tmp_path):

@@ -60,6 +60,14 @@ def test_a_failure_leaves_the_earlier_file(tmp_path):
     assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_stored_run_is_found_from_wherever_a_notebook_runs(tmp_path, monkeypatch):
+    for folder in (ROOT, ROOT / "notebooks", tmp_path):
+        monkeypatch.chdir(folder)
+        assert results.stored_run("steering_cost")["rows"]
+    with pytest.raises(FileNotFoundError, match="no stored run missing.json: start in a checkout"):
+        results.stored_run("missing")
+
+
 def test_provenance_names_the_commit_or_says_that_there_is_none(tmp_path, monkeypatch):
     found = results.provenance("make it so", 12.345, "numpy")
     assert found["made_by"] == "make it so" and found["wall_seconds"] == 12.3 and found["processors"] >= 1

@@ -37,6 +37,21 @@ def test_paired_difference():
     assert np.isnan(stats.paired(np.array([np.nan]), np.array([1.0]))["median"])
 
 
+@pytest.mark.parametrize("n, comparisons", [(6, 1), (20, 1), (64, 1), (64, 30), (65, 7)])
+def test_interval_of_the_median_difference_is_the_sign_tests(n, comparisons):
+    """Between the k-th smallest and the k-th largest difference, for the largest k that keeps the level."""
+    values = np.random.default_rng(n).normal(size=n)
+    found = stats.paired(values, np.zeros(n), comparisons)
+    allowed = [k for k in range(1, n // 2 + 1) if binom.cdf(k - 1, n, 0.5) <= 0.025 / comparisons]
+    ordered = np.sort(values)
+    assert (found["median_low"], found["median_high"]) == (ordered[allowed[-1] - 1], ordered[-allowed[-1]])
+
+
+def test_few_pairs_have_no_interval_of_the_median():
+    found = stats.paired(np.arange(4.0), np.zeros(4))
+    assert np.isnan(found["median_low"]) and np.isnan(found["median_high"])
+
+
 def test_most():
     rows = [{"low": 0.6, "high": 1.0}, {"low": 0.0, "high": 0.4}, {"low": 0.5, "high": 0.5}]
     assert [stats.most(row) for row in rows] == [True, False, None]

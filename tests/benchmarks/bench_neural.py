@@ -12,6 +12,7 @@ import time
 
 import oracles
 import pytest
+from tqdm import tqdm
 
 from fpo import neural, results
 
@@ -22,6 +23,8 @@ ITERATIONS = 200
 # The stored run.
 RUNS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 THREADS = (1, 2)
+EAGER = ("autograd", "closed-form")
+COMPILED = (4, 32, 256, 1024)  # runs, on one thread: every size is compiled anew
 TIMED = 40  # iterations
 REPEATS = 3
 
@@ -66,12 +69,10 @@ def iteration(gradient, runs, threads):
 
 def main(out):
     started, found = time.perf_counter(), []
-    for gradient in ("autograd", "closed-form", "compiled"):
-        for threads in THREADS:
-            for runs in RUNS:
-                seconds = float(f"{iteration(gradient, runs, threads):.3g}")
-                found.append({"gradient": gradient, "threads": threads, "runs": runs, "seconds": seconds})
-                print(found[-1], flush=True)
+    cases = [(gradient, threads, runs) for gradient in EAGER for threads in THREADS for runs in RUNS]
+    for gradient, threads, runs in tqdm([*cases, *(("compiled", 1, runs) for runs in COMPILED)]):
+        seconds = float(f"{iteration(gradient, runs, threads):.3g}")
+        found.append({"gradient": gradient, "threads": threads, "runs": runs, "seconds": seconds})
     game = config("autograd", outer_steps=TIMED)
     slow = min(clock(oracles.neural_run, 0, "relaxed", game) for _ in range(REPEATS)) / TIMED
     content = {
