@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from fpo import results
-from fpo.linear import ARMS, Config
+from fpo.linear import Config
 from fpo.parameters import NotebookParameters
 
 ROOT = Path(__file__).parents[1]
@@ -90,16 +90,33 @@ def test_committed_file_fits_the_schema(path):
     assert content.notebook == path.stem and content.claims
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "runs").glob("*.json")), ids=lambda path: path.stem)
+def test_a_stored_run_says_where_it_comes_from(path):
+    content = json.loads(path.read_text())
+    if "results" in content:
+        content = results.ResultFile(**content).results
+    found = content.get("provenance", content)
+    assert found["wall_seconds"] > 0 and found["environment"]["python"]
+    named = [word for word in found["made_by"].split() if "/" in word]
+    assert named and all((ROOT / word).is_file() for word in named)
+
+
+def test_the_neural_chapter_played_part_of_its_stored_study_again():
+    content = json.loads((ROOT / "notebooks" / "results" / "neural.json").read_text())
+    assert content["results"]["repeats"] is True
+
+
 def test_claim_ids_are_unique():
     ids = [claim["id"] for path in COMMITTED for claim in json.loads(path.read_text())["claims"]]
     assert len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize("quantity", ["final_utility", "peak_utility"])
-def test_linear_utilities_are_objects_arm_seed_number(quantity):
-    content = json.loads((ROOT / "notebooks" / "results" / "linear.json").read_text())
+@pytest.mark.parametrize("game", ["linear", "neural"])
+def test_utilities_are_objects_arm_seed_number(game, quantity):
+    content = json.loads((ROOT / "notebooks" / "results" / f"{game}.json").read_text())
     table = content["results"][quantity]
-    assert set(table) == set(ARMS)
+    assert list(table) == content["parameters"]["arms"]
     for row in table.values():
         assert list(row) == [str(seed) for seed in content["parameters"]["seeds"]]
         assert all(isinstance(number, float) for number in row.values())

@@ -1,6 +1,6 @@
 """The neural game: all seeds and arms as one batch, against one run and one action at a time.
 
-    python tests/benchmarks/bench_neural.py OUT.json
+    PYTHONPATH=tests python tests/benchmarks/bench_neural.py OUT.json
 
 times an iteration for 1 to 1024 runs by each route and number of threads and stores the seconds with their provenance;
 the chapter on the neural game draws them from notebooks/runs/neural_cost.json.
@@ -77,7 +77,7 @@ def main(out):
     slow = min(clock(oracles.neural_run, 0, "relaxed", game) for _ in range(REPEATS)) / TIMED
     content = {
         "provenance": results.provenance(
-            "python tests/benchmarks/bench_neural.py notebooks/runs/neural_cost.json",
+            "PYTHONPATH=tests python tests/benchmarks/bench_neural.py notebooks/runs/neural_cost.json",
             time.perf_counter() - started,
             *("fpo", "numpy", "torch"),
         ),

@@ -1,0 +1,92 @@
+"""The neural chapter's verdicts can fail, its study can be made and taken up again, and it reads what was stored."""
+
+import json
+from pathlib import Path
+
+import papermill
+import pytest
+
+from fpo import neural
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "neural.ipynb"
+SHORT = {"outer_steps": 12}
+
+
+def play(folder, **parameters):
+    path = folder / "results.json"
+    papermill.execute_notebook(
+        NOTEBOOK,
+        None,
+        {**parameters, "results_path": str(path)},
+        cwd=NOTEBOOK.parent,
+        progress_bar=False,
+        log_output=False,
+    )
+    content = json.loads(path.read_text())
+    return content, {claim["id"].removeprefix("neural-"): claim["verdict"] for claim in content["claims"]}
+
+
+def test_with_a_margin_that_saves_every_run(tmp_path):
+    """Nothing collapses, so the arms that prevent it do so, and those that were said to fail do not."""
+    _, verdicts = play(tmp_path, **SHORT, arms=["relaxed"], saved_margin=20.0)
+    expected = {
+        "collapse": "not reproduced",
+        "relaxed": "reproduced",
+        "practical": "reproduced",
+        "oracle": "partly",
+        "gamma": "partly",
+        "five": "partly",
+        "rest": "open",
+    }
+    assert {name: verdicts[name] for name in expected} == expected
+
+
+def test_with_a_margin_that_saves_no_run(tmp_path):
+    _, verdicts = play(tmp_path, **SHORT, arms=["standard"], saved_margin=0.0)
+    expected = {"exact": "not reproduced", "cost": "not reproduced", "oracle": "partly", "five": "partly"}
+    assert {name: verdicts[name] for name in expected} == expected
+    # After twelve iterations the policy is not at rest, and the RM knows nothing.
+    assert verdicts["rest"] in ("partly", "not reproduced")
+
+
+def test_a_study_of_its_own(tmp_path):
+    """A few iterations save nothing; made again with the checkpoints, the study is read and not played."""
+    checkpoints = tmp_path / "checkpoints"
+    settings = {
+        **SHORT,
+        "seeds": list(range(20)),
+        "arms": list(neural.ARMS),
+        "study": "run",
+        "checkpoints": str(checkpoints),
+    }
+    content, verdicts = play(tmp_path, **settings)
+    assert verdicts["exact"] == verdicts["cost"] == verdicts["relaxed"] == "not reproduced"
+    study = content["results"]["study"]
+    assert study["paired"]["exact"]["final"] == list(content["results"]["final_utility"]["exact"].values())
+    assert content["results"]["provenance"]["wall_seconds"] > 0
+    files = {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()}
+    again, _ = play(tmp_path, **settings)
+    for one in (content, again):
+        del one["results"]["provenance"], one["results"]["study_minutes"]
+    assert again["results"] == content["results"]
+    assert files == {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()}
+
+
+BAD = {"study": "maybe", "saved_margin": -1.0, "gamma_exact": -2.0, "hidden": []}
+
+
+def test_bad_parameters_end_the_notebook_at_once(tmp_path):
+    path = tmp_path / "results.json"
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        papermill.execute_notebook(
+            NOTEBOOK,
+            None,
+            {**BAD, "results_path": str(path)},
+            cwd=NOTEBOOK.parent,
+            progress_bar=False,
+            log_output=False,
+        )
+    assert caught.value.ename == "ParameterError" and "4 parameters" in caught.value.evalue
+    for name in BAD:
+        assert f"{name} = " in caught.value.evalue
+    assert not path.exists()
