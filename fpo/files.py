@@ -1,5 +1,6 @@
 """Files that are there in full or not at all, and the state of long work kept in them."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,13 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def save_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object as JSON, whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
+        file.write("\n")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
-from fpo.parameters import Distinct, Parameters, Seeds, arm_list, real, seed_list, whole
+from fpo.games import ByArm
+from fpo.parameters import Distinct, Parameters, Seeds, Signal, arm_list, real, seed_list, signal, whole
 
 Arm = Literal["standard", "relaxed", "practical", "foresight"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -59,27 +60,15 @@ class Config(Parameters):
     rm_lr: float = real(0.005, 0, 1e3, "the RM's learning rate on the squared error")
     rm_decay: float = real(1e-4, 0, 1, "share of w that is lost in each RM step")
     dimensions: int = whole(50, 1, 10_000, "length d of an action")
-    signal_dimensions: int = Field(
-        3,
-        ge=1,
-        description="leading coordinates in which the target is not 0",
-        json_schema_extra={"allowed": "a whole number from 1 to the number of dimensions"},
-    )
+    signal_dimensions: Signal = signal(3)
     target: float = real(2.0, -100, 100, "the target's value in the signal coordinates")
     utility_scale: float = real(10.0, 1e-6, 1e6, "the best possible utility")
     utility_sharpness: float = real(0.3, 1e-6, 1e3, "how fast the utility falls with squared distance from the target")
     initial_noise: float = real(0.1, 0, 100, "standard deviation of the initial RM around (1, ..., 1, 0, ..., 0)")
 
-    @field_validator("signal_dimensions")
-    @classmethod
-    def _fits(cls, value, info: ValidationInfo):
-        if value > info.data.get("dimensions", value):
-            raise ValueError("more signal dimensions than dimensions")
-        return value
-
 
 @dataclass(frozen=True)
-class Result:
+class Result(ByArm):
     """What `simulate` returns. Axes: iterations (steps + 1, the start included), arms, seeds, d.
 
     Attributes
@@ -106,15 +95,6 @@ class Result:
     weights: np.ndarray
     actions: np.ndarray | None = None
     reward_models: np.ndarray | None = None
-
-    def of(self, arm: str, what: str = "utility") -> np.ndarray:
-        """One arm's part of a record: (steps + 1, seeds), or (steps + 1, seeds, d) for what has coordinates."""
-        return getattr(self, what)[:, self.config.arms.index(arm)]
-
-    def by_arm_and_seed(self, values: np.ndarray) -> dict[str, dict[str, float]]:
-        """Values of shape (arms, seeds) as an object arm -> seed -> number."""
-        seeds = [str(seed) for seed in self.config.seeds]
-        return {arm: dict(zip(seeds, row, strict=True)) for arm, row in zip(self.config.arms, values, strict=True)}
 
 
 def target(config: Config) -> np.ndarray:

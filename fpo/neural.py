@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Literal, NamedTuple, get_args
@@ -41,7 +42,8 @@ from torch.nn.functional import softplus
 from tqdm import tqdm
 
 from fpo import files, steering
-from fpo.parameters import Distinct, Parameters, Seeds, arm_list, as_tuple, real, seed_list, whole
+from fpo.games import ByArm
+from fpo.parameters import Distinct, Parameters, Seeds, Signal, arm_list, as_tuple, real, seed_list, signal, whole
 from fpo.steering import Factors, Layers
 
 Arm = Literal["standard", "relaxed", "practical", "exact"]
@@ -112,12 +114,7 @@ class Config(Parameters):
     )
     initial_scale: float = real(0.1, 0, 100, "standard deviation of the first RM's weights")
     dimensions: int = whole(10, 1, 10_000, "length d of an action")
-    signal_dimensions: int = Field(
-        2,
-        ge=1,
-        description="leading coordinates in which the target is not 0",
-        json_schema_extra={"allowed": "a whole number from 1 to the number of dimensions"},
-    )
+    signal_dimensions: Signal = signal(2)
     target: float = real(2.5, -100, 100, "the target's value in the signal coordinates")
     utility_scale: float = real(10.0, 1e-6, 1e6, "the best possible utility")
     utility_sharpness: float = real(0.2, 1e-6, 1e3, "how fast the utility falls with squared distance from the target")
@@ -140,13 +137,6 @@ class Config(Parameters):
             raise ValueError("the new samples do not fit")
         return value
 
-    @field_validator("signal_dimensions")
-    @classmethod
-    def _fits(cls, value, info: ValidationInfo):
-        if value > info.data.get("dimensions", value):
-            raise ValueError("more signal dimensions than dimensions")
-        return value
-
     @field_validator("rm_decay")
     @classmethod
     def _ridge(cls, value, info: ValidationInfo):
@@ -163,7 +153,7 @@ class Config(Parameters):
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(ByArm):
     """What `simulate` returns. Axes: iterations (outer_steps), arms, seeds.
 
     Attributes
@@ -195,15 +185,6 @@ class Result:
     reward_models: list[tuple[np.ndarray, np.ndarray]]
     seconds: float
 
-    def of(self, arm: str, what: str = "utility") -> np.ndarray:
-        """One arm's part of a record: (outer_steps, seeds), or (kept, seeds, d) of `actions`."""
-        return getattr(self, what)[:, self.config.arms.index(arm)]
-
-    def by_arm_and_seed(self, values: np.ndarray) -> dict[str, dict[str, float]]:
-        """Values of shape (arms, seeds) as an object arm -> seed -> number."""
-        names = [str(seed) for seed in self.config.seeds]
-        return {arm: dict(zip(names, row, strict=True)) for arm, row in zip(self.config.arms, values, strict=True)}
-
     def reward_model(self, arm: str, seed: int, iteration: int) -> Layers:
         """The RM of one run at a kept iteration."""
         at = self.kept.index(iteration), self.config.arms.index(arm), self.config.seeds.index(seed)
@@ -218,8 +199,11 @@ def target(config: Config) -> torch.Tensor:
 
 def utility(y: torch.Tensor, config: Config) -> torch.Tensor:
     """U(y) = utility_scale * exp(-utility_sharpness * |y - t|^2) for y of shape (..., d)."""
-    away = (y - target(config).to(y.dtype)).square().sum(-1)
-    return config.utility_scale * torch.exp(-config.utility_sharpness * away)
+    return _bell(y, target(config).to(y.dtype), config.utility_scale, config.utility_sharpness)
+
+
+def _bell(y: torch.Tensor, center: torch.Tensor, scale: float, sharpness: float) -> torch.Tensor:
+    return scale * torch.exp(-sharpness * (y - center).square().sum(-1))
 
 
 def reward(layers: Layers, y: torch.Tensor) -> torch.Tensor:
@@ -248,7 +232,7 @@ class Objective(NamedTuple):
     at_mean: bool
 
     def utility(self, y: torch.Tensor) -> torch.Tensor:
-        return self.scale * torch.exp(-self.sharpness * (y - self.target).square().sum(-1))
+        return _bell(y, self.target, self.scale, self.sharpness)
 
 
 class Direction(NamedTuple):
@@ -473,8 +457,8 @@ class Block:
         runs = [model for row in models for model in row]
         stacked = [[torch.stack([run[i][j] for run in runs]).to(**kind) for j in (0, 1)] for i in range(len(runs[0]))]
         self.layers: Layers = [(weight, bias) for weight, bias in stacked]
-        tensors = [tensor for layer in self.layers for tensor in layer]
-        self.optimizer = torch.optim.Adam(tensors, lr=config.rm_lr, weight_decay=config.rm_decay, fused=True)
+        self.tensors = [tensor for layer in self.layers for tensor in layer]
+        self.optimizer = torch.optim.Adam(self.tensors, lr=config.rm_lr, weight_decay=config.rm_decay, fused=True)
         each, d = len(config.seeds), config.dimensions
         self.theta = torch.zeros(len(runs), d, **kind)
         self.buffer = torch.zeros(len(runs), config.buffer_size, d, **kind)
@@ -531,10 +515,10 @@ class Block:
         place = (t * config.new_samples + torch.arange(config.new_samples)) % config.buffer_size
         self.buffer[:, place], self.labels[:, place] = y, utility(y, config)
         weights = self._weights(min((t + 1) * config.new_samples, config.buffer_size))
-        for layer, slopes in zip(self.layers, rm_gradient(self.layers, self.buffer, self.labels, weights), strict=True):
-            for tensor, slope in zip(layer, slopes, strict=True):
-                # torch's fused Adam reads a gradient with another memory layout wrongly (2.13).
-                tensor.grad = slope.contiguous()
+        slopes = chain.from_iterable(rm_gradient(self.layers, self.buffer, self.labels, weights))
+        for tensor, slope in zip(self.tensors, slopes, strict=True):
+            # torch's fused Adam reads a gradient with another memory layout wrongly (2.13).
+            tensor.grad = slope.contiguous()
         self.optimizer.step()
 
     def _weights(self, known: int) -> torch.Tensor:
@@ -550,14 +534,14 @@ class Block:
         lost = ~(size <= DIVERGED)
         if bool(lost.any()):
             self.diverged_at[lost & (self.diverged_at < 0)] = t
-            for tensor in (self.theta, *(tensor for layer in self.layers for tensor in layer)):
+            for tensor in (self.theta, *self.tensors):
                 tensor[lost] = 0.0
         return torch.where(self.diverged_at < 0, torch.stack([u, r, noise]), torch.nan)
 
     def state(self) -> dict:
         """Everything that changes, for a checkpoint."""
         return {
-            "theta": self.theta, "layers": self.layers, "optimizer": self.optimizer.state_dict(),
+            "theta": self.theta, "tensors": self.tensors, "optimizer": self.optimizer.state_dict(),
             "buffer": self.buffer, "labels": self.labels, "diverged_at": self.diverged_at,
         }  # fmt: skip
 
@@ -566,9 +550,8 @@ class Block:
         for name in ("buffer", "labels", "diverged_at"):
             getattr(self, name).copy_(state[name])
         self.theta = state["theta"].to(self.theta)
-        for layer, saved in zip(self.layers, state["layers"], strict=True):
-            for tensor, values in zip(layer, saved, strict=True):
-                tensor.copy_(values)
+        for tensor, values in zip(self.tensors, state["tensors"], strict=True):
+            tensor.copy_(values)
         self.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -630,8 +613,9 @@ def simulate(
 
 
 def _play(config: Config, keep: tuple[int, ...], path: Path | None, save_every: float) -> Result:
+    state = files.load(path) if path else None
     streams = {arm: int(config.pairing == "released" and arm != "standard") for arm in config.arms}
-    blocks, noise = _start(config, streams)
+    blocks, noise = _start(config, streams, resumed=bool(state))
     steps, each = config.outer_steps, len(config.seeds)
     record = {arm: np.full((3, steps, each), np.nan) for arm in config.arms}
     kept: dict[int, list] = {}
@@ -642,7 +626,7 @@ def _play(config: Config, keep: tuple[int, ...], path: Path | None, save_every: 
         for place in zip(row, eps[key][0].unbind(), eps[key][1].unbind(), strict=True)
     ]
     first, spent, started = 0, 0.0, monotonic()
-    if state := files.load(path) if path else None:
+    if state:
         first, spent, kept = state["next"], state["seconds"], state["kept"]
         for block, saved in zip(blocks, state["blocks"], strict=True):
             block.load(saved)
@@ -686,12 +670,15 @@ def _play(config: Config, keep: tuple[int, ...], path: Path | None, save_every: 
     return _result(config, blocks, record, keep, kept, spent)
 
 
-def _start(config: Config, streams: dict[Arm, int]) -> tuple[list[Block], dict[int, list[Stream]]]:
-    """The blocks at the start, and for each stream in use its random numbers, seed by seed."""
+def _start(config: Config, streams: dict[Arm, int], resumed: bool) -> tuple[list[Block], dict[int, list[Stream]]]:
+    """The blocks at the start, and for each stream in use its random numbers, seed by seed.
+
+    A resumed game takes both from its checkpoint: only the shapes matter, and no stream is passed over.
+    """
     noise, models = {}, {}
     for key in sorted(set(streams.values())):
         noise[key] = [Stream(seed, config) for seed in config.seeds]
-        if key:
+        if key and not resumed:
             policy, buffer = (tensor[0] for tensor in room(1, config))
             for stream in tqdm(noise[key], desc="passing over the standard run", unit="seed", leave=False):
                 stream.reward_model()

@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -80,13 +81,32 @@ def arm_list(
     default: Sequence[str], allowed: Sequence[str] | None = None, least: int = 1, meaning: str = "which policies play"
 ) -> Any:
     """A pydantic field that takes a list of distinct arms out of `allowed`, by default those of the default."""
-    some = f"at least {'one' if least == 1 else least} of " if least else ""
+    some = "at least one of " if least else ""
     return Field(
         tuple(default),
         strict=False,
         min_length=least,
         description=meaning,
         json_schema_extra={"allowed": f"a list of {some}{', '.join(allowed or default)}, each at most once"},
+    )
+
+
+def _fits(value: int, info: ValidationInfo) -> int:
+    if value > info.data.get("dimensions", value):
+        raise ValueError("more signal dimensions than dimensions")
+    return value
+
+
+Signal = Annotated[int, AfterValidator(_fits)]
+
+
+def signal(default: int) -> Any:
+    """A pydantic field for `Signal`; it comes after the field `dimensions`, which bounds it."""
+    return Field(
+        default,
+        ge=1,
+        description="leading coordinates in which the target is not 0",
+        json_schema_extra={"allowed": "a whole number from 1 to the number of dimensions"},
     )
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from fpo.files import replacing
+from fpo.files import save_json
 from fpo.parameters import Parameters
 
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -151,10 +151,7 @@ def write(
         results=plain(results),
         claims=list(claims),
     )
-    with replacing(Path(parameters.results_path)) as temporary:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content.model_dump(), file, indent=1, allow_nan=False)
-            file.write("\n")
+    save_json(Path(parameters.results_path), content.model_dump())
 
 
 def show(claims: Iterable[Claim]) -> None:

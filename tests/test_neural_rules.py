@@ -76,17 +76,9 @@ BAD = {"study": "maybe", "saved_margin": -1.0, "gamma_exact": -2.0, "hidden": []
 
 
 def test_bad_parameters_end_the_notebook_at_once(tmp_path):
-    path = tmp_path / "results.json"
     with pytest.raises(papermill.PapermillExecutionError) as caught:
-        papermill.execute_notebook(
-            NOTEBOOK,
-            None,
-            {**BAD, "results_path": str(path)},
-            cwd=NOTEBOOK.parent,
-            progress_bar=False,
-            log_output=False,
-        )
+        play(tmp_path, **BAD)
     assert caught.value.ename == "ParameterError" and "4 parameters" in caught.value.evalue
     for name in BAD:
         assert f"{name} = " in caught.value.evalue
-    assert not path.exists()
+    assert not list(tmp_path.iterdir())

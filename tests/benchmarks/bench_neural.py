@@ -6,15 +6,15 @@ times an iteration for 1 to 1024 runs by each route and number of threads and st
 the chapter on the neural game draws them from notebooks/runs/neural_cost.json.
 """
 
-import json
 import sys
 import time
+from pathlib import Path
 
 import oracles
 import pytest
 from tqdm import tqdm
 
-from fpo import neural, results
+from fpo import files, neural, results
 
 ARMS = ("standard", "relaxed", "practical")
 SEEDS = 64
@@ -85,9 +85,7 @@ def main(out):
         "seconds_one_at_a_time": float(f"{slow:.3g}"),
         "rows": found,
     }
-    with open(out, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+    files.save_json(Path(out), content)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ times the dense, Gram-matrix and conjugate-gradient routes over parameters p and
 their provenance; the chapter on penalties draws them from notebooks/runs/steering_cost.json.
 """
 
-import json
 import platform
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
 
-from fpo import steering
+from fpo import files, steering
 
 pytestmark = pytest.mark.benchmark(group="steering")
 RIDGE = 0.1
@@ -122,9 +122,7 @@ def main(out):
         "largest_relative_difference": float(f"{worst:.1e}"),
         "rows": found,
     }
-    with open(out, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+    files.save_json(Path(out), content)
 
 
 if __name__ == "__main__":
