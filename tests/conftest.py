@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import llm_tools
 import pages
 import pytest
 
@@ -41,3 +42,9 @@ def built_book(build, tmp_path_factory):
     if status:
         pytest.fail("the book does not render without warnings: see the captured messages, or run `make html`")
     return folder / "html"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Settings of a run with models that take a blink."""
+    return llm_tools.make_tiny(tmp_path_factory.mktemp("tiny"))
