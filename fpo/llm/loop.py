@@ -409,11 +409,16 @@ class Pipeline:
         }
         buffer = self._first_buffer[-s.buffer_size :] if s.buffer_size else self._first_buffer[:0]
         trace, position, labels = [], 0, 0
+        # Dropout draws from torch's stream; an oracle of the reader's own may draw from any.
         torch.manual_seed(s.seed)
+        np.random.seed(s.seed)
+        random.seed(s.seed)
         if folder and self.team.rank == 0:
             size = FREE * sum(value.numel() * value.element_size() for value in parameters) * 3
             if shutil.disk_usage(folder).free < size:
                 raise TrainingError(f"{folder}: less than {size / 2**20:.0f} MiB free, too little for checkpoints")
+            with _disk(folder, 0):
+                files.save_json(folder / "settings.json", _kept_settings(s))
         if folder and (state := files.load(folder / "checkpoint.pt")):
             self._restore(state, optimizers)
             position, labels, buffer = state["position"], state["labels"], state["buffer"].to(buffer)
@@ -442,7 +447,7 @@ class Pipeline:
                     if position == s.steps or (position // s.window) % s.save_every == 0:
                         state = self._state(optimizers, buffer, position, labels, written)
                         files.save(folder / "checkpoint.pt", state)
-            bar.set_postfix(reward=f"{lines[-1]['reward']:.3f}", utility=f"{lines[-1]['utility'] or np.nan:.3f}")
+            bar.set_postfix({name: lines[-1][name] for name in ("reward", "utility")})
             bar.update(len(positions))
         bar.close()
         return trace
@@ -610,9 +615,13 @@ def _optimizer(kind: str, values: list[torch.Tensor], rate: float) -> torch.opti
 # Folders
 
 
+def _kept_settings(settings: Settings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude={"save_every"})
+
+
 @contextmanager
 def claimed(folder: str | Path | None, settings: Settings, team: Team) -> Iterator[Path | None]:
-    """A run's folder for this run alone: locked while it plays, with its settings in settings.json.
+    """A run's folder for this run alone, locked while it plays.
 
     Raises
     ------
@@ -640,8 +649,6 @@ def claimed(folder: str | Path | None, settings: Settings, team: Team) -> Iterat
             if other:
                 listed = "; ".join(f"{key} = {before.get(key)!r} there, {own[key]!r} now" for key in other)
                 raise FolderError(f"{folder} holds a run with other settings: {listed}. Choose another folder")
-        else:
-            files.save_json(kept, own)
         yield path
     finally:
         lock.release()
@@ -678,6 +685,5 @@ def _read_trace(folder: Path, size: int, cut: bool) -> list[dict[str, Any]]:
 
 def train(settings: Settings, folder: str | Path | None = None, oracle: Oracle | None = None) -> list[dict[str, Any]]:
     """One run from its settings: see `Pipeline`. The folder is claimed before any model is loaded."""
-    with claimed(folder, settings, Team()):
-        pass
-    return Pipeline(settings, oracle).train(folder)
+    with claimed(folder, settings, Team()) as path:
+        return Pipeline(settings, oracle)._train(path)
