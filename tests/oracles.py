@@ -308,7 +308,9 @@ class SlowLoop:
         better, worse = head_pairs(self.prompts, settings.head_start, settings.seed)
         with torch.no_grad():
             differences = torch.stack([self.features(a) - self.features(b) for a, b in zip(better, worse, strict=True)])
-            self.head.weight.copy_(torch.from_numpy(bradley_terry_fit(differences.double().numpy(), settings.head_ridge)))
+            self.head.weight.copy_(
+                torch.from_numpy(bradley_terry_fit(differences.double().numpy(), settings.head_ridge))
+            )
         self.trained = [value for value in self.policy.parameters() if value.requires_grad]
         self.optimizers = [
             torch.optim.AdamW(self.trained, lr=settings.policy_lr),
@@ -400,4 +402,6 @@ def bradley_terry_fit(differences, ridge):
         return np.logaddexp(0, -margins).mean() + ridge / 2 * w @ w, slope
 
     start = np.zeros(differences.shape[1])
-    return minimize(value, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 5000}).x
+    return minimize(
+        value, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 5000}
+    ).x

@@ -64,7 +64,7 @@ def test_agrees_with_the_slow_twin(tiny, rule):
 
 def test_agrees_with_the_slow_twin_on_the_default_profile():
     """The packaged models, eight prompts; fewer and shorter candidates than the default's, for time's sake."""
-    shorter = {"candidates": 3, "max_new_tokens": 12, "threads": 1}
+    shorter = {"candidates": 2, "max_new_tokens": 8, "threads": 1}
     assert_agree(compare_with_twin(settings(rule="relaxed", steps=8, **shorter)))
 
 
@@ -160,7 +160,8 @@ def test_settings_play(tiny, changes):
 
 def test_reading_the_prompt_changes_the_reward(tiny):
     first = [
-        train(settings(**tiny, steps=1, reward_reads=reads))[0]["reward"] for reads in ("response", "prompt and response")
+        train(settings(**tiny, steps=1, reward_reads=reads))[0]["reward"]
+        for reads in ("response", "prompt and response")
     ]
     assert first[0] != first[1]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fpo.llm import Policy, settings
-from fpo.llm.decoding import backward_nll, decode, draw, prompt_nll, response_nll, uniforms
+from fpo.llm.decoding import backward_nll, decode, draw, response_nll, split_nll, uniforms
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +127,11 @@ def test_likelihoods_in_chunks(policy, chunk):
     responses = [some_prompts(generator, 4) for _ in prompts]
     responses[1][2] = []  # an empty response has probability 1
     responses[0][0] = [5]
-    before = prompt_nll(policy.model, prompts, chunk)
+    split = split_nll(policy.model, prompts, [group[0] for group in responses], chunk)
     after = response_nll(policy.model, prompts, responses, chunk)
     for i, ids in enumerate(prompts):
-        assert before[i] == pytest.approx(nll_slowly(policy.model, ids, 0), rel=1e-5)
+        assert split[i][0] == pytest.approx(nll_slowly(policy.model, ids, 0), rel=1e-5)
+        assert split[i][1] == pytest.approx(after[i][0], rel=1e-5)
         for j, response in enumerate(responses[i]):
             whole = nll_slowly(policy.model, [*ids, *response], len(ids)) if response else 0.0
             assert after[i][j] == pytest.approx(whole, rel=1e-5, abs=1e-9)

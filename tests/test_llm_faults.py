@@ -237,7 +237,9 @@ def test_prompts_that_are_too_long(tiny, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"id": "long", "prompt": "word " * 300}) + '\n{"prompt": "short"}')
     values = {**tiny, "prompts": str(file), "head_start": "zero", "steps": 2}
-    with pytest.raises(ParameterError, match=r"1 of 2 prompts are longer, as long \(3\d\d\); raise it, or set long_prompts"):
+    with pytest.raises(
+        ParameterError, match=r"1 of 2 prompts are longer, as long \(3\d\d\); raise it, or set long_prompts"
+    ):
         train(settings(**values), tmp_path / "run")
     assert not (tmp_path / "run" / "references.pt").exists()
     made = Pipeline(settings(**values, long_prompts="truncate"))

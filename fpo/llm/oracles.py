@@ -87,7 +87,9 @@ def check_answers(prompts: Sequence[Prompt], needed_by: str, incorrect: bool = F
     """
     for prompt in prompts:
         if not prompt.correct or (incorrect and not prompt.incorrect):
-            raise ParameterError(f'{needed_by} needs answers: prompt {prompt.id!r} has no "correct" or "incorrect" ones')
+            raise ParameterError(
+                f'{needed_by} needs answers: prompt {prompt.id!r} has no "correct" or "incorrect" ones'
+            )
 
 
 def named_oracle(name: str) -> Oracle:

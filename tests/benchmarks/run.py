@@ -60,7 +60,7 @@ def main() -> int:
     OUT.write_text(json.dumps(summary, indent=1) + "\n")
     print(f"\n{'benchmark':16}{'fast [s]':>12}{'slow [s]':>12}{'ratio':>10}   units of work")
     for name, row in summary.items():
-        print(f"{name:16}{row['fast_seconds']:12.3f}{row['slow_seconds']:12.1f}{row['ratio']:10.0f}   {row['units']}")
+        print(f"{name:16}{row['fast_seconds']:12.3f}{row['slow_seconds']:12.1f}{row['ratio']:10.3g}   {row['units']}")
     print(f"written to {OUT}")
     return 0
 
