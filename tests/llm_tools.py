@@ -1,4 +1,4 @@
-"""What the tests of the language-model loop share: models small enough to run in a blink, and runs in other processes."""
+"""What the tests of the language-model loop share: models that run in a blink, and runs in other processes."""
 
 from __future__ import annotations
 

@@ -112,8 +112,8 @@ def peak_gib() -> float:
 class Window:
     """What the policy wrote to P prompts and how it was judged; N candidates a prompt.
 
-    `tokens`, `texts` (P lists of N); `rewards`, `utilities`, `penalties`, `log_ratio`, `empty` (P, N), with NaN for what
-    was not asked; `features` (P, N, p); `reference`, `reference_texts`; `winners` (P,), -1 where nobody can win.
+    `tokens`, `texts` (P lists of N); `rewards`, `utilities`, `penalties`, `log_ratio`, `empty` (P, N), with NaN where
+    nothing was asked; `features` (P, N, p); `reference`, `reference_texts`; `winners` (P,), -1 where nobody can win.
     """
 
     positions: list[int]
