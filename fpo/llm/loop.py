@@ -155,6 +155,11 @@ class Pipeline:
             raise ParameterError(
                 f"min_new_tokens = {settings.min_new_tokens}: must be under max_new_tokens = {settings.max_new_tokens}"
             )
+        for name in ("window", "steps"):
+            if getattr(settings, name) % self.team.size:
+                raise ParameterError(
+                    f"{name} = {getattr(settings, name)}: must be a multiple of the {self.team.size} processes"
+                )
         self.prompts = load_prompts(settings.prompts, settings.prompt_count)
         if settings.head_start in ("answers", "blind spot"):
             check_answers(self.prompts, f"head_start = {settings.head_start!r}", settings.head_start == "answers")
@@ -460,7 +465,7 @@ class Pipeline:
     def _step(self, positions, optimizers, buffer, clock, start) -> tuple[list[dict], list[torch.Tensor]]:
         """One window: its trace lines and its comparisons, of all processes."""
         s = self.settings
-        window = self.window(positions, buffer, clock) if positions else None
+        window = self.window(positions, buffer, clock)
         fought = [i for i in range(len(positions)) if int(window.winners[i]) >= 0]
         total = int(self.team.add(torch.tensor(len(fought), device=self.policy.device)))
         head_losses, policy_losses, differences = {}, {}, []
@@ -480,12 +485,9 @@ class Pipeline:
                     )  # fmt: skip
                 policy_losses = dict(zip(fought, losses, strict=True))
             self._update(optimizers, total, start)
-        lines = [
-            self._line(window, i, head_losses.get(i), policy_losses.get(i)) for i in range(len(positions))
-        ]  # fmt: skip
-        duels = self.team.gather(
-            [differences[fought.index(i)].cpu() if i in fought else None for i in range(len(lines))]
-        )
+        lines = [self._line(window, i, head_losses.get(i), policy_losses.get(i)) for i in range(len(positions))]
+        own = {i: difference.cpu() for i, difference in zip(fought, differences, strict=True)}
+        duels = self.team.gather([own.get(i) for i in range(len(lines))])
         kept = [duel[None].to(buffer) for duel in duels if duel is not None]
         return self.team.gather(lines), kept
 
@@ -496,10 +498,9 @@ class Pipeline:
         features, reference = window.features[rows, won], window.reference.features[rows]
         if self.settings.reward_dropout != "off":
             prompts = [window.prompts[i] for i in fought]
-            both = [window.texts[i][int(window.winners[i])] for i in fought] + [
-                window.reference_texts[i] for i in fought
-            ]
-            features, reference = self._features(prompts * 2, both, dropout=True).split(len(fought))
+            texts = [window.texts[i][int(window.winners[i])] for i in fought]
+            texts += [window.reference_texts[i] for i in fought]
+            features, reference = self._features(prompts * 2, texts, dropout=True).split(len(fought))
         differences = features - reference
         weight = self.reward_model.head.weight
         margins = (differences @ weight[0]).detach()
