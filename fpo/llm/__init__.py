@@ -7,7 +7,7 @@ processes, which share the prompts.
 """
 
 from fpo.llm.loop import FolderError, Pipeline, TrainingError, Window, train
-from fpo.llm.models import ModelError, Policy, RewardModel
+from fpo.llm.models import ModelError, Policy, RewardModel, parameter_count
 from fpo.llm.prompts import Prompt, load_prompts
 from fpo.llm.settings import Settings, settings
 
@@ -22,6 +22,7 @@ __all__ = [
     "TrainingError",
     "Window",
     "load_prompts",
+    "parameter_count",
     "settings",
     "train",
 ]

@@ -173,11 +173,19 @@ class Pipeline:
         if oracle is None and settings.oracle == "answer":
             oracle = Agreement(self._sentence_encoder())
         self.oracle = oracle
-        self.order = order(len(self.prompts), settings.steps, settings.seed)
+        self._order: list[int] = []
         self._fit_head()
         self._start = [value.detach().clone() for value in (*self.policy.adapter.values(), *self._head())]
         self._references: dict[int, dict[str, Any]] = {}
         self._prompt_nll: dict[int, float] = {}
+        self._fresh, self._opening = True, {}
+
+    def _place(self, position: int) -> int:
+        """Which prompt a step takes."""
+        if position >= len(self._order):
+            # A longer order begins with the shorter one.
+            self._order = order(len(self.prompts), 2 * position + 1, self.settings.seed)
+        return self._order[position]
 
     def _head(self) -> list[torch.Tensor]:
         return list(self.reward_model.head.parameters())
@@ -227,18 +235,24 @@ class Pipeline:
 
     def references(self, folder: Path | None = None, positions: Sequence[int] | None = None) -> None:
         """Make the base's responses to all prompts that the run (or these of its steps) will meet, with U of each."""
-        wanted = self.order if positions is None else [self.order[position] for position in positions]
+        wanted = [
+            self._place(position) for position in (range(self.settings.steps) if positions is None else positions)
+        ]
         path = folder / "references.pt" if folder else None
         if path and (kept := files.load(path)):
             self._keep(kept["references"].items())
         missing = [place for place in dict.fromkeys(wanted) if place not in self._references]
         batches = [missing[i : i + self.settings.batch] for i in range(0, len(missing), self.settings.batch)]
-        for batch in tqdm(batches, desc="references", disable=self.team.rank > 0 or len(batches) < 2):
+        for batch in self._bar(iterable=batches, desc="references", leave=False):
             mine = batch[self.team.rank :: self.team.size]
             made = self.team.gather(self._refer(mine) if mine else [])
             self._keep(zip(batch, made, strict=True))
             if path and self.team.rank == 0:
                 files.save(path, {"references": self._references})
+
+    def _bar(self, **how) -> tqdm:
+        # Without a word on it, tqdm heeds TQDM_DISABLE.
+        return tqdm(**how, disable=True) if self.team.rank else tqdm(**how)
 
     def _keep(self, references) -> None:
         for place, reference in references:
@@ -308,13 +322,18 @@ class Pipeline:
         """
         s, clock = self.settings, clock or Clock()
         buffer = self._first_buffer if buffer is None else buffer
-        places = [self.order[position] for position in positions]
+        places = [self._place(position) for position in positions]
         self.references(positions=positions)
         prompts, ids = [self.prompts[place] for place in places], [self.ids[place] for place in places]
         shape = (s.candidates, s.max_new_tokens)
         with clock("decode"):
-            stream = np.stack([decoding.uniforms(s.seed, "candidate", position, shape) for position in positions])
-            written = self._decode(ids, stream)
+            # Runs from the same start write the same until their first update.
+            written = self._opening.get(tuple(positions)) if self._fresh else None
+            if written is None:
+                stream = np.stack([decoding.uniforms(s.seed, "candidate", position, shape) for position in positions])
+                written = self._decode(ids, stream)
+            if self._fresh:
+                self._opening[tuple(positions)] = written
             texts = [[self.policy.text(row) for row in group] for group in written.tokens]
         flat = [text for group in texts for text in group]
         empty = torch.tensor([[not text for text in group] for group in texts], device=self.policy.device)
@@ -344,15 +363,7 @@ class Pipeline:
             if all_labels:
                 utilities = self._utilities(places, texts, written.tokens, base_nll if whole else None)
         with clock("select"):
-            uniform = np.stack(
-                [decoding.uniforms(s.seed, "winner", position, (s.candidates,)) for position in positions]
-            )
-            context = rules.Context(
-                self._mean_gradient(features, empty),
-                self._solver(buffer),
-                log_ratio,
-                torch.from_numpy(uniform).to(rewards),
-            )
+            context = self._context(s.rule, positions, features, empty, log_ratio, buffer)
             penalties = rules.penalties(s.rule, rewards, features, utilities, reference, context)
             winners = rules.select(s.rule, s.weight(), rewards, penalties, utilities, context, empty).cpu()
         if not all_labels:
@@ -368,28 +379,35 @@ class Pipeline:
             reference, references, context, winners,
         )  # fmt: skip
 
-    def _mean_gradient(self, features, empty) -> torch.Tensor | None:
-        if self.settings.rule != "exact":
-            return None
-        total = self.team.add(features[~empty].sum(0))
-        count = self.team.add((~empty).sum())
-        return total / count.clamp(min=1)
+    def context(self, window: Window, rule: str) -> rules.Context:
+        """What a rule reads beside rewards, features and utilities, to judge a window that another rule has judged."""
+        return self._context(
+            rule, window.positions, window.features, window.empty, window.log_ratio, self._first_buffer
+        )
 
-    def _solver(self, buffer) -> steering.Solve | None:
-        if self.settings.rule not in ("exact", "leverage") or not len(buffer):
-            return None
-        differences = buffer.double()
-        margins = differences @ self.reward_model.head.weight[0].detach().double()
-        solve = steering.dense_solver(bt_hessian(differences, margins.sigmoid(), self.settings.head_ridge))
-        return lambda v: solve(v.double()).to(v.dtype)
+    def _context(self, rule, positions, features, empty, log_ratio, buffer) -> rules.Context:
+        s, mean, solve = self.settings, None, None
+        if rule == "exact":
+            total, count = self.team.add(features[~empty].sum(0)), self.team.add((~empty).sum())
+            mean = total / count.clamp(min=1)
+        if rule in ("exact", "leverage") and len(buffer):
+            differences = buffer.double()
+            margins = differences @ self.reward_model.head.weight[0].detach().double()
+            dense = steering.dense_solver(bt_hessian(differences, margins.sigmoid(), s.head_ridge))
+
+            def solve(v):
+                return dense(v.double()).to(v.dtype)
+
+        chance = [decoding.uniforms(s.seed, "winner", position, (s.candidates,)) for position in positions]
+        return rules.Context(mean, solve, log_ratio, torch.from_numpy(np.stack(chance)).to(features))
 
     # Training
 
     def train(self, folder: str | Path | None = None, **changes: Any) -> list[dict[str, Any]]:
         """Play the run and return its trace, one entry a step; with a folder, keep it there and resume what is there.
 
-        `changes` replace settings that need no other model, prompt or reference: rule, gamma, measure, learning rates,
-        head_ridge, buffer_size, save_every.
+        `changes` replace settings that need no other model, prompt or reference: rule, gamma, measure, steps, window,
+        learning rates, head_ridge, buffer_size, save_every.
 
         Raises
         ------
@@ -413,6 +431,7 @@ class Pipeline:
         with torch.no_grad():
             for value, start in zip(parameters, self._start, strict=True):
                 value.copy_(start)
+        self._fresh = True
         optimizers = {
             "policy": _optimizer(s.optimizer, list(self.policy.adapter.values()), s.policy_lr),
             "head": _optimizer(s.optimizer, self._head(), s.head_lr),
@@ -435,7 +454,7 @@ class Pipeline:
             trace = _read_trace(folder, state["trace_bytes"], cut=self.team.rank == 0)
         with _disk(folder, position):
             self.references(folder)
-        bar = tqdm(total=s.steps, initial=position, desc=s.rule, disable=self.team.rank > 0)
+        bar = self._bar(total=s.steps, initial=position, desc=s.rule)
         while position < s.steps:
             clock = Clock()
             positions = list(range(position, min(position + s.window, s.steps)))
@@ -476,7 +495,7 @@ class Pipeline:
                 differences, head_losses = self._head_gradient(window, fought, total)
         with clock("policy"):
             if fought:
-                prompts = [self.ids[self.order[positions[i]]] for i in fought]
+                prompts = [self.ids[self._place(positions[i])] for i in fought]
                 responses = [window.tokens[i][int(window.winners[i])] for i in fought]
                 with self.policy.learning():
                     losses = decoding.backward_nll(
@@ -527,6 +546,7 @@ class Pipeline:
                             f"step {start}: the gradient of the {name} is not finite; nothing was updated, "
                             "and the last checkpoint stands. Try a smaller learning rate, or dtype = 'float32'"
                         )
+        self._fresh = False
         for optimizer in optimizers.values():
             optimizer.step()
 
@@ -590,6 +610,7 @@ class Pipeline:
         }
 
     def _restore(self, state, optimizers) -> None:
+        self._fresh = False
         with torch.no_grad():
             for key, value in self.policy.adapter.items():
                 value.copy_(state["adapter"][key])
@@ -605,7 +626,9 @@ class Pipeline:
         random.setstate(kept["python"])
 
 
-CHANGEABLE = frozenset({"rule", "gamma", "measure", "policy_lr", "head_lr", "head_ridge", "buffer_size", "save_every"})
+CHANGEABLE = frozenset(
+    {"rule", "gamma", "measure", "steps", "window", "policy_lr", "head_lr", "head_ridge", "buffer_size", "save_every"}
+)
 
 
 def _sigmoid(value: float | None) -> float | None:

@@ -34,6 +34,20 @@ SHAPES = {
 SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
+def parameter_count(name: str) -> int:
+    """Parameters of an architecture that comes with the package; nothing is allocated.
+
+    Examples
+    --------
+    >>> parameter_count("meta-llama/Llama-3.2-1B-Instruct")
+    1235814400
+    """
+    config = AutoConfig.for_model(**json.loads((DATA / SHAPES[name]).read_text(encoding="utf-8")))
+    loader = AutoModelForSequenceClassification if config.model_type == "deberta-v2" else AutoModelForCausalLM
+    with torch.device("meta"):
+        return loader.from_config(config).num_parameters()
+
+
 class ModelError(RuntimeError):
     """A model cannot be had or is of the wrong kind; the message says which and what to do."""
 
