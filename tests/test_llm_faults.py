@@ -269,6 +269,25 @@ def test_an_oracle_that_fails(tiny, values):
         train(settings(**tiny, steps=2), oracle=lambda prompts, texts: values)
 
 
+def test_a_likelihood_that_is_not_finite(tiny):
+    made = Pipeline(settings(**tiny, steps=2))
+    with pytest.raises(TrainingError, match="likelihood is not a finite number"):
+        made._utilities([0], [["a"]], [[[5]]], torch.tensor([[torch.nan]]))
+
+
+def test_a_reward_model_that_reads_every_token(tiny, tmp_path):
+    """A decoder with a classifier's head scores each token: it is refused, not averaged in silence."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    words = AutoTokenizer.from_pretrained(tiny["policy"])
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(**shape, vocab_size=len(words), num_labels=1, pad_token_id=words.pad_token_id)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="reads every token"):
+        RewardModel(settings(**{**tiny, "reward_model": str(tmp_path)}, head_start="own")).features(["a text"])
+
+
 def test_parameters_are_checked_before_any_work(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("fpo.llm.loop.Policy", None)
     cases = [

@@ -171,7 +171,7 @@ class Pipeline:
         self.ids = self._encoded()
         self.reward_model = RewardModel(settings)
         if oracle is None and settings.oracle == "answer":
-            oracle = Agreement(self._sentence_encoder())
+            oracle = Agreement(self.sentence_encoder())
         self.oracle = oracle
         self._order: list[int] = []
         self._fit_head()
@@ -190,8 +190,8 @@ class Pipeline:
     def _head(self) -> list[torch.Tensor]:
         return list(self.reward_model.head.parameters())
 
-    def _sentence_encoder(self) -> RewardModel:
-        # Cosines need an encoder made for them; a classifier's features are not.
+    def sentence_encoder(self) -> RewardModel:
+        """An encoder whose features are made for cosines, as a classifier's are not: the packaged one."""
         if self.settings.reward_model == "packaged" and self.settings.weights == "pretrained":
             return self.reward_model
         plain = {"reward_model": str(packaged_encoder()), "weights": "pretrained", "head_start": "zero"}
@@ -298,6 +298,8 @@ class Pipeline:
         """U, (P, n), of n responses to each prompt; `base_nll` (P, n) if it is known already."""
         if self.oracle is None:
             base_nll = self._base_nll(places, tokens) if base_nll is None else base_nll
+            if not bool(base_nll.isfinite().all()):
+                raise TrainingError("the base's likelihood is not a finite number: try dtype = 'float32'")
             values = [
                 [
                     likelihood_utility(self._prompt_nll[place] + float(nll), len(self.ids[place]) - 1 + len(row))

@@ -169,8 +169,8 @@ def _build(loader, config, folder, name, settings, dtype, **more):
     )
 
 
-def _tokenizer(folder: Path | None, substitute: Path):
-    return AutoTokenizer.from_pretrained(folder or substitute, trust_remote_code=False, local_files_only=True)
+def _tokenizer(folder: Path):
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def pick_device(name: str) -> torch.device:
@@ -229,7 +229,7 @@ class Policy:
         model = _build(
             AutoModelForCausalLM, config, folder, name, settings, getattr(torch, settings.dtype), **quantization
         )
-        self.tokenizer = _tokenizer(folder, packaged_policy()) if folder is None else _tokenizer(folder, folder)
+        self.tokenizer = _tokenizer(folder or packaged_policy())
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = self.tokenizer.eos_token_id if ends is None or random else ends
         self.ends = list(ends) if isinstance(ends, list | tuple) else [ends]
@@ -331,11 +331,14 @@ class RewardModel:
         loader = AutoModelForSequenceClassification if classifier else AutoModel
         self._encoder = _build(loader, config, folder, name, settings, getattr(torch, settings.reward_dtype))
         self._encoder.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = _tokenizer(folder, packaged_encoder())
+        self.tokenizer = _tokenizer(folder or packaged_encoder())
         self._own = None
         if classifier:
             layers = [layer for layer in self._encoder.modules() if isinstance(layer, torch.nn.Linear)]
-            self._own = [layer for layer in layers if layer.out_features == 1][-1]
+            heads = [layer for layer in layers if layer.out_features == 1]
+            if not heads:
+                raise ModelError(f"reward_model = {name!r}: its head is no linear layer")
+            self._own = heads[-1]
             self._own.register_forward_pre_hook(lambda _, inputs: setattr(self, "_read", inputs[0]))
         width = self._own.in_features if classifier else config.hidden_size
         # The head is float32 whatever the encoder: a step of 5e-5 is lost in half precision.
@@ -369,6 +372,8 @@ class RewardModel:
         out = self._encoder(**read)
         self._encoder.eval()
         if self._own is not None:
+            if self._read.dim() != 2:
+                raise ModelError("the RM's head reads every token and not the text as a whole: not supported")
             return self._read.float()
         mask = read["attention_mask"][..., None]
         return F.normalize((out.last_hidden_state.float() * mask).sum(1) / mask.sum(1), dim=-1)

@@ -9,6 +9,7 @@ same prompts, are counted apart (`reference_seconds`), and the ratio is also giv
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,11 +21,14 @@ import pytest
 import torch
 
 from fpo import files, llm, results
-from fpo.llm.loop import Clock, peak_gib
+from fpo.llm.loop import peak_gib
 
 THREADS = os.cpu_count()
 PROMPTS = 4  # one window
 DTYPES = ("float32", "bfloat16")
+# No learning: every arm meets the same candidates and does the same work, so that their times can be compared.
+STILL = {"policy_lr": 0.0, "head_lr": 0.0}
+REPEATS = 7
 
 
 def chosen(dtype, rule="relaxed", **changes):
@@ -44,6 +48,12 @@ def pipeline(dtype):
     return made, seconds
 
 
+def play(made, **changes):
+    """A run that writes every window itself, its first one too."""
+    made._opening.clear()
+    return made.train(**changes)
+
+
 def play_slowly(dtype):
     torch.set_num_threads(THREADS)
     return oracles.SlowLoop(chosen(dtype))
@@ -52,7 +62,7 @@ def play_slowly(dtype):
 def fast(benchmark, dtype):
     made, seconds = pipeline(dtype)
     benchmark.extra_info |= {"units": PROMPTS, "reference_seconds": seconds * PROMPTS}
-    benchmark.pedantic(made.train, rounds=3, warmup_rounds=1)
+    benchmark.pedantic(play, args=[made], rounds=3, warmup_rounds=1)
 
 
 def slow(benchmark, dtype):
@@ -84,22 +94,18 @@ class TestBfloat16:
 
 @cpu("llm_fpo_overhead")
 class TestOverhead:
-    """Relaxed FPO (the slower) over standard on one and the same window, both with every candidate's U measured."""
+    """Relaxed FPO (here the slower) over standard on the same candidates, every candidate's U measured for both."""
 
     def test_fast(self, benchmark):
         self.play(benchmark, "standard")
 
     def test_slow(self, benchmark):
-        made = self.play(benchmark, "relaxed")
-        clock = Clock()
-        made.window(range(PROMPTS), clock=clock)
-        benchmark.extra_info["share_of_choosing"] = clock.seconds["select"] / sum(clock.seconds.values())
+        self.play(benchmark, "relaxed")
 
     def play(self, benchmark, rule):
         made, _ = pipeline("float32")
         benchmark.extra_info["units"] = PROMPTS
-        benchmark.pedantic(lambda: made.train(rule=rule), rounds=3, warmup_rounds=0)
-        return made
+        benchmark.pedantic(play, args=[made], kwargs={"rule": rule, **STILL}, rounds=4)
 
 
 # The stored run
@@ -114,32 +120,47 @@ def measured(play, prompts):
     }
 
 
-def one(route, dtype, rule):
+def one(route, dtype):
     """Seconds a prompt of one route in a process of its own, so that the peak of its memory is its own."""
     if route == "slow":
         twin = play_slowly(dtype)
         found = measured(lambda: [twin.step(position) for position in range(2)], 2)
     else:
-        settings = chosen(dtype, rule, measure="winner" if route == "winner" else "candidates")
-        made = llm.Pipeline(settings.replace(steps=32))
+        made = llm.Pipeline(chosen(dtype).replace(steps=32))
         references = measured(made.references, 32)
-        made.train()
+        play(made, steps=PROMPTS)
         trace = []
-        found = measured(lambda: trace.extend(made.train()), 32)
+        found = measured(lambda: trace.extend(play(made, steps=16)), 16)
         phases = {name: 0.0 for name in trace[0]["machine"]["seconds"]}
         for line in trace:
             for name, seconds in line["machine"]["seconds"].items():
-                phases[name] += seconds / 32
+                phases[name] += seconds / len(trace)
         found |= {"phases": phases, "references": references}
-    return found | {"route": route, "dtype": dtype, "rule": rule, "peak_gib": peak_gib()}
+    return found | {"route": route, "dtype": dtype, "peak_gib": peak_gib()}
+
+
+ARMS = {
+    "relaxed": {"rule": "relaxed"},
+    "standard": {"rule": "standard"},
+    "standard, winner's U": {"rule": "standard", "measure": "winner"},
+}
+
+
+def arms():
+    """CPU seconds a prompt of three ways to play the same candidates, in turns: the median of each."""
+    made = llm.Pipeline(chosen("float32"))
+    play(made)
+    taken = {name: [] for name in ARMS}
+    for _ in range(REPEATS):
+        for name, changes in ARMS.items():
+            taken[name].append(measured(lambda changes=changes: play(made, **changes, **STILL), PROMPTS)["cpu_seconds"])
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def main(out):
     started = time.perf_counter()
-    cases = [(route, dtype, "relaxed") for dtype in DTYPES for route in ("slow", "fast")]
-    cases += [("fast", "float32", "standard"), ("winner", "float32", "standard")]
     rows = []
-    for case in cases:
+    for case in [(route, dtype) for dtype in DTYPES for route in ("slow", "fast")]:
         command = [sys.executable, __file__, "--one", *case]
         shown = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1"})
         if shown.returncode:
@@ -161,6 +182,7 @@ def main(out):
             "max_new_tokens": settings.max_new_tokens,
         },
         "rows": results.plain(rows),
+        "arms": results.plain(arms()),
     }
     files.save_json(Path(out), content)
 
