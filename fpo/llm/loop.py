@@ -243,7 +243,7 @@ class Pipeline:
             self._keep(kept["references"].items())
         missing = [place for place in dict.fromkeys(wanted) if place not in self._references]
         batches = [missing[i : i + self.settings.batch] for i in range(0, len(missing), self.settings.batch)]
-        for batch in self._bar(iterable=batches, desc="references", leave=False):
+        for batch in self._bar(iterable=batches, desc="references", leave=False) if batches else []:
             mine = batch[self.team.rank :: self.team.size]
             made = self.team.gather(self._refer(mine) if mine else [])
             self._keep(zip(batch, made, strict=True))
