@@ -14,11 +14,11 @@ COLORS = {
     "leverage": "#882255",
     "kl": "#E69F00",
     "random": "#888888",
-    "oracle": "#117733",
+    "best-of-u": "#117733",
 }
 LINES = {"standard": "-", "relaxed": "--", "practical": "-.", "foresight": (0, (1, 1)), "exact": "-"}
 MARKERS = {"standard": "o", "relaxed": "s", "practical": "^", "foresight": "D", "exact": "X"}
-MARKERS |= {"overconfidence": "p", "leverage": "v", "kl": "d", "random": "*", "oracle": "P"}
+MARKERS |= {"overconfidence": "p", "leverage": "v", "kl": "d", "random": "*", "best-of-u": "P"}
 
 WIDTH = 5.4  # inches; with 11 pt letters a figure stays readable at the width of a phone
 

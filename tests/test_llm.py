@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from fpo.llm import Pipeline, rules, settings, train
-from fpo.llm.loop import Team, claimed
+from fpo.llm.loop import Team, claimed, kept_settings
 from fpo.llm.oracles import Agreement, distinct_2, head_pairs, repetition
 from fpo.llm.prompts import Prompt, load_prompts, order
 
@@ -206,6 +206,20 @@ def test_an_oracle_of_ones_own(tiny):
     assert all(line["winner_utility"] == len(line["text"]) for line in by_hand)
 
 
+def test_another_oracle_is_another_run(tiny, tmp_path):
+    from fpo.llm import FolderError
+
+    chosen = settings(**tiny, steps=2, window=2)
+    train(chosen, tmp_path / "run", oracle=shout)
+    with pytest.raises(FolderError, match="oracle = 'test_llm:shout' there, 'likelihood' now"):
+        train(chosen, tmp_path / "run")
+
+
+def test_a_prompt_that_comes_again_costs_no_reference(tiny):
+    trace = train(settings(**tiny, steps=6, prompt_count=4, window=2))
+    assert [line["labels"] for line in trace] == [2, 4, 6, 8, 9, 10]
+
+
 def test_agreement_ranks_answers():
     """A correct answer above a wrong one, and above itself repeated: on nearly all packaged prompts."""
     from fpo.llm import RewardModel
@@ -281,6 +295,6 @@ def test_two_processes_agree_with_one(tiny, tmp_path):
 def test_a_folder_is_claimed_once(tiny, tmp_path):
     from fpo.llm import FolderError
 
-    with claimed(tmp_path / "run", settings(**tiny), Team()):
+    with claimed(tmp_path / "run", kept_settings(settings(**tiny)), Team()):
         with pytest.raises(FolderError, match="in use"):
             train(settings(**tiny), tmp_path / "run")

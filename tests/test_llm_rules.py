@@ -133,7 +133,7 @@ def test_who_wins():
         kept = penalty.get(rule, torch.zeros(3))
         return int(rules.select(rule, gamma, rewards, kept, utilities, context, none))
 
-    assert [winner(rule) for rule in ("standard", "oracle", "random", "kl")] == [2, 0, 1, 1]
+    assert [winner(rule) for rule in ("standard", "best-of-u", "random", "kl")] == [2, 0, 1, 1]
     assert winner("kl", gamma=0.0) == 2
 
 

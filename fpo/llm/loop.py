@@ -148,18 +148,14 @@ class Pipeline:
     """
 
     def __init__(self, settings: Settings, oracle: Oracle | None = None):
-        self.settings, self.team = settings, Team()
+        self.settings, self.team, self._own_oracle = settings, Team(), oracle
         if settings.threads:
             torch.set_num_threads(settings.threads)
         if settings.min_new_tokens >= settings.max_new_tokens:
             raise ParameterError(
                 f"min_new_tokens = {settings.min_new_tokens}: must be under max_new_tokens = {settings.max_new_tokens}"
             )
-        for name in ("window", "steps"):
-            if getattr(settings, name) % self.team.size:
-                raise ParameterError(
-                    f"{name} = {getattr(settings, name)}: must be a multiple of the {self.team.size} processes"
-                )
+        self._check_team(settings)
         self.prompts = load_prompts(settings.prompts, settings.prompt_count)
         if settings.head_start in ("answers", "blind spot"):
             check_answers(self.prompts, f"head_start = {settings.head_start!r}", settings.head_start == "answers")
@@ -179,6 +175,16 @@ class Pipeline:
         self._references: dict[int, dict[str, Any]] = {}
         self._prompt_nll: dict[int, float] = {}
         self._fresh, self._opening = True, {}
+
+    def _kept(self) -> dict[str, Any]:
+        return kept_settings(self.settings, self._own_oracle)
+
+    def _check_team(self, settings: Settings) -> None:
+        for name in ("window", "steps"):
+            if getattr(settings, name) % self.team.size:
+                raise ParameterError(
+                    f"{name} = {getattr(settings, name)}: must be a multiple of the {self.team.size} processes"
+                )
 
     def _place(self, position: int) -> int:
         """Which prompt a step takes."""
@@ -409,7 +415,7 @@ class Pipeline:
         """Play the run and return its trace, one entry a step; with a folder, keep it there and resume what is there.
 
         `changes` replace settings that need no other model, prompt or reference: rule, gamma, measure, steps, window,
-        learning rates, head_ridge, buffer_size, save_every.
+        learning rates, save_every.
 
         Raises
         ------
@@ -422,7 +428,8 @@ class Pipeline:
             raise ParameterError(f"{', '.join(sorted(wrong))}: needs a Pipeline of its own")
         before, self.settings = self.settings, self.settings.replace(**changes)
         try:
-            with claimed(folder, self.settings, self.team) as path:
+            self._check_team(self.settings)
+            with claimed(folder, self._kept(), self.team) as path:
                 return self._train(path)
         finally:
             self.settings = before
@@ -449,7 +456,7 @@ class Pipeline:
             if shutil.disk_usage(folder).free < size:
                 raise TrainingError(f"{folder}: less than {size / 2**20:.0f} MiB free, too little for checkpoints")
             with _disk(folder, 0):
-                files.save_json(folder / "settings.json", _kept_settings(s))
+                files.save_json(folder / "settings.json", self._kept())
         if folder and (state := files.load(folder / "checkpoint.pt")):
             self._restore(state, optimizers)
             position, labels, buffer = state["position"], state["labels"], state["buffer"].to(buffer)
@@ -554,7 +561,7 @@ class Pipeline:
 
     def _line(self, window: Window, i: int, head_loss, policy_loss) -> dict[str, Any]:
         s = self.settings
-        won = int(window.winners[i])
+        won, position = int(window.winners[i]), window.positions[i]
         there = ~window.empty[i]
         fought = won >= 0
 
@@ -566,7 +573,7 @@ class Pipeline:
         gap = float(window.utilities[i, won] - window.reference.utility[i]) if fought else None
         penalties = window.penalties[i][there]
         return {
-            "step": window.positions[i],
+            "step": position,
             "prompt": window.prompts[i].id,
             "rule": s.rule,
             "reward": mean(window.rewards[i]),
@@ -588,7 +595,8 @@ class Pipeline:
             "head_loss": head_loss,
             "policy_loss": policy_loss,
             "text": window.texts[i][won] if fought else None,
-            "used": rules.labels_used(s.rule, s.candidates) if fought else 0,
+            # A prompt that comes again brings its reference's label along.
+            "used": rules.labels_used(s.rule, s.candidates) - (position >= len(self.prompts)) if fought else 0,
         }
 
     # Checkpoints
@@ -628,9 +636,7 @@ class Pipeline:
         random.setstate(kept["python"])
 
 
-CHANGEABLE = frozenset(
-    {"rule", "gamma", "measure", "steps", "window", "policy_lr", "head_lr", "head_ridge", "buffer_size", "save_every"}
-)
+CHANGEABLE = frozenset({"rule", "gamma", "measure", "steps", "window", "policy_lr", "head_lr", "save_every"})
 
 
 def _sigmoid(value: float | None) -> float | None:
@@ -650,12 +656,16 @@ def _optimizer(kind: str, values: list[torch.Tensor], rate: float) -> torch.opti
 # Folders
 
 
-def _kept_settings(settings: Settings) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude={"save_every"})
+def kept_settings(settings: Settings, oracle: Oracle | None = None) -> dict[str, Any]:
+    """What a run's folder remembers of it: a run with anything else is another run."""
+    kept = settings.model_dump(mode="json", exclude={"save_every"})
+    if oracle is not None:
+        kept["oracle"] = f"{oracle.__module__}:{getattr(oracle, '__qualname__', type(oracle).__qualname__)}"
+    return kept
 
 
 @contextmanager
-def claimed(folder: str | Path | None, settings: Settings, team: Team) -> Iterator[Path | None]:
+def claimed(folder: str | Path | None, own: dict[str, Any], team: Team) -> Iterator[Path | None]:
     """A run's folder for this run alone, locked while it plays.
 
     Raises
@@ -677,7 +687,7 @@ def claimed(folder: str | Path | None, settings: Settings, team: Team) -> Iterat
     except Timeout:
         raise FolderError(f"{folder} is in use by another run: choose another folder, or wait for it") from None
     try:
-        kept, own = path / "settings.json", settings.model_dump(mode="json", exclude={"save_every"})
+        kept = path / "settings.json"
         if kept.exists():
             before = json.loads(kept.read_text(encoding="utf-8"))
             other = [key for key in own if before.get(key) != own[key]]
@@ -720,5 +730,5 @@ def _read_trace(folder: Path, size: int, cut: bool) -> list[dict[str, Any]]:
 
 def train(settings: Settings, folder: str | Path | None = None, oracle: Oracle | None = None) -> list[dict[str, Any]]:
     """One run from its settings: see `Pipeline`. The folder is claimed before any model is loaded."""
-    with claimed(folder, settings, Team()) as path:
+    with claimed(folder, kept_settings(settings, oracle), Team()) as path:
         return Pipeline(settings, oracle)._train(path)

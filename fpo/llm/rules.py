@@ -96,16 +96,16 @@ PENALTIES: dict[str, Callable] = {
     "leverage": leverage,
     "kl": kl,
 }
-CONTROLS = ("random", "oracle")  # their winner does not depend on the reward
+CONTROLS = ("random", "best-of-u")  # their winner does not depend on the reward
 RULES = (*PENALTIES, *CONTROLS)
 
 # Oracle labels that a rule reads to choose a winner. Beside these, the RM's update reads the winner's and the
 # reference's, whatever the rule.
-READS_ALL_CANDIDATES = frozenset({"relaxed", "exact", "overconfidence", "oracle"})
+READS_ALL_CANDIDATES = frozenset({"relaxed", "exact", "overconfidence", "best-of-u"})
 
 
 def labels_used(rule: str, candidates: int) -> int:
-    """Oracle labels that one prompt costs: all candidates' or the winner's, and the reference's.
+    """Oracle labels that a new prompt costs: all candidates' or the winner's, and the reference's.
 
     Examples
     --------
@@ -131,7 +131,7 @@ def select(rule, gamma, rewards, penalty, utilities, context, empty) -> torch.Te
     """
     if rule == "random":
         scores = context.uniform
-    elif rule == "oracle":
+    elif rule == "best-of-u":
         scores = utilities
     else:
         scores = rewards + gamma * penalty
