@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from fpo import files, llm, results
+from fpo.llm import rules
 from fpo.llm.loop import peak_gib
 
 THREADS = os.cpu_count()
@@ -28,7 +29,7 @@ PROMPTS = 4  # one window
 DTYPES = ("float32", "bfloat16")
 # No learning: every arm meets the same candidates and does the same work, so that their times can be compared.
 STILL = {"policy_lr": 0.0, "head_lr": 0.0}
-REPEATS = 7
+REPEATS = 5
 
 
 def chosen(dtype, rule="relaxed", **changes):
@@ -111,31 +112,39 @@ class TestOverhead:
 # The stored run
 
 
-def measured(play, prompts):
+def measured(work):
+    """CPU and wall seconds a prompt of some work on one window."""
     started, wall = time.process_time(), time.perf_counter()
-    play()
+    work()
     return {
-        "cpu_seconds": (time.process_time() - started) / prompts,
-        "wall_seconds": (time.perf_counter() - wall) / prompts,
+        "cpu_seconds": (time.process_time() - started) / PROMPTS,
+        "wall_seconds": (time.perf_counter() - wall) / PROMPTS,
     }
 
 
+def middle(rows):
+    """Median, least and most of each entry over several rows."""
+    sizes = {"": statistics.median, "_least": min, "_most": max}
+    return {f"{key}{end}": size([row[key] for row in rows]) for key in rows[0] for end, size in sizes.items()}
+
+
 def one(route, dtype):
-    """Seconds a prompt of one route in a process of its own, so that the peak of its memory is its own."""
+    """Seconds a prompt of one route, in a process of its own, so that the peak of its memory is its own.
+
+    Both play the first window, its update included. The slow one makes its references on the way.
+    """
     if route == "slow":
         twin = play_slowly(dtype)
-        found = measured(lambda: [twin.step(position) for position in range(2)], 2)
+        found = measured(lambda: [twin.step(position) for position in range(PROMPTS)])
     else:
         made = llm.Pipeline(chosen(dtype).replace(steps=32))
-        references = measured(made.references, 32)
+        references = measured(made.references)
+        found = {"references": {key: seconds * PROMPTS / 32 for key, seconds in references.items()}}
         play(made, steps=PROMPTS)
-        trace = []
-        found = measured(lambda: trace.extend(play(made, steps=16)), 16)
-        phases = {name: 0.0 for name in trace[0]["machine"]["seconds"]}
-        for line in trace:
-            for name, seconds in line["machine"]["seconds"].items():
-                phases[name] += seconds / len(trace)
-        found |= {"phases": phases, "references": references}
+        rows, phases = [], []
+        for _ in range(REPEATS):
+            rows.append(measured(lambda: phases.append(play(made, steps=PROMPTS)[0]["machine"]["seconds"])))
+        found |= middle(rows) | {"phases": {key: value for key, value in middle(phases).items() if "_" not in key}}
     return found | {"route": route, "dtype": dtype, "peak_gib": peak_gib()}
 
 
@@ -147,14 +156,32 @@ ARMS = {
 
 
 def arms():
-    """CPU seconds a prompt of three ways to play the same candidates, in turns: the median of each."""
+    """CPU seconds a prompt of three ways to play the same candidates, in turns and in changing order."""
     made = llm.Pipeline(chosen("float32"))
     play(made)
     taken = {name: [] for name in ARMS}
-    for _ in range(REPEATS):
-        for name, changes in ARMS.items():
-            taken[name].append(measured(lambda changes=changes: play(made, **changes, **STILL), PROMPTS)["cpu_seconds"])
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+    for turn in range(2 * REPEATS):
+        for name in [*ARMS][:: 1 if turn % 2 else -1]:
+            taken[name].append(measured(lambda name=name: play(made, **ARMS[name], **STILL)))
+    return {name: middle(rows) for name, rows in taken.items()}
+
+
+def choosing():
+    """Wall seconds a prompt that scoring and choosing take under each rule, H and its factorization included."""
+    made = llm.Pipeline(chosen("float32"))
+    window = made.window(range(PROMPTS))
+    found = {}
+    for rule in ("standard", "relaxed", "practical", "exact", "leverage"):
+
+        def choose(rule=rule):
+            context = made.context(window, rule)
+            judged = (window.rewards, window.features, window.utilities, window.reference)
+            penalty = rules.penalties(rule, *judged, context)
+            rules.select(rule, 1.0, window.rewards, penalty, window.utilities, context, window.empty)
+
+        choose()
+        found[rule] = middle([measured(choose) for _ in range(REPEATS)])["wall_seconds"]
+    return found
 
 
 def main(out):
@@ -183,6 +210,7 @@ def main(out):
         },
         "rows": results.plain(rows),
         "arms": results.plain(arms()),
+        "choosing": results.plain(choosing()),
     }
     files.save_json(Path(out), content)
 
