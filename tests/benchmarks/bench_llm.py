@@ -204,6 +204,7 @@ def main(out):
         "parameters": {
             "profile": settings.profile,
             "threads": THREADS,
+            "turns": 2 * REPEATS,
             "capability": torch.backends.cpu.get_cpu_capability(),
             "candidates": settings.candidates,
             "max_new_tokens": settings.max_new_tokens,
