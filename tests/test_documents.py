@@ -49,7 +49,7 @@ def commands(start):
 def run(arguments, folder):
     # make tells by these whether it runs inside another one, as it does in `make test`.
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CALLER")}
-    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -89,7 +89,7 @@ def test_a_model_of_the_hub_plays(asked):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("gated", "acme/gated is gated and there is no token: accept its licence at https://"),
+        ("gated", "acme/gated is gated and there is no token: accept its license at https://"),
         ("gated with token", "acme/gated is gated and your token has no access: ask for it at https://"),
         ("unknown", "acme/nothing is neither a folder here nor a model on the hub"),
         ("revision", "acme/tiny has no revision 'nowhere'"),

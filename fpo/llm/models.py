@@ -110,7 +110,7 @@ def _from_hub(name: str, revision: str, weights: bool) -> Path:
         if get_token():
             raise ModelError(f"{name} is gated and your token has no access: ask for it at {page}") from None
         raise ModelError(
-            f"{name} is gated and there is no token: accept its licence at {page}, "
+            f"{name} is gated and there is no token: accept its license at {page}, "
             "then set HF_TOKEN or run `hf auth login`"
         ) from None
     except hub_errors.RevisionNotFoundError:
