@@ -98,6 +98,14 @@ def test_half_a_line_is_cut_off(uninterrupted, tmp_path):
     assert llm_tools.trace(folder) == llm_tools.trace(whole)
 
 
+def test_lines_before_the_first_checkpoint_are_written_again(uninterrupted, tmp_path):
+    whole, file = uninterrupted
+    folder = llm_tools.copy_run(whole, tmp_path / "run")
+    (folder / "checkpoint.pt").unlink()
+    train(settings(**yaml.safe_load(file.read_text())), folder)
+    assert llm_tools.trace(folder) == llm_tools.trace(whole)
+
+
 def test_a_finished_run_is_read_and_not_played(uninterrupted, tmp_path, monkeypatch):
     whole, file = uninterrupted
     monkeypatch.setattr(loop.Pipeline, "_step", None)

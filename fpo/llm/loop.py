@@ -461,6 +461,9 @@ class Pipeline:
             self._restore(state, optimizers)
             position, labels, buffer = state["position"], state["labels"], state["buffer"].to(buffer)
             trace = _read_trace(folder, state["trace_bytes"], cut=self.team.rank == 0)
+        elif folder and self.team.rank == 0:
+            # Killed before its first checkpoint, a run leaves lines that are going to be written again.
+            (folder / "trace.jsonl").unlink(missing_ok=True)
         with _disk(folder, position):
             self.references(folder)
         bar = self._bar(total=s.steps, initial=position, desc=s.rule)
