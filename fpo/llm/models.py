@@ -342,12 +342,12 @@ class RewardModel:
             self._own.register_forward_pre_hook(lambda _, inputs: setattr(self, "_read", inputs[0]))
         width = self._own.in_features if classifier else config.hidden_size
         # The head is float32 whatever the encoder: a step of 5e-5 is lost in half precision.
-        self.head = torch.nn.Linear(width, 1, bias=classifier, device=self.device)
-        torch.nn.init.zeros_(self.head.weight)
-        if classifier:
-            torch.nn.init.zeros_(self.head.bias)
-            if settings.head_start == "own":
-                self.head.load_state_dict({key: value.float() for key, value in self._own.state_dict().items()})
+        bias = classifier and self._own.bias is not None
+        self.head = torch.nn.Linear(width, 1, bias=bias, device=self.device)
+        for value in self.head.parameters():
+            torch.nn.init.zeros_(value)
+        if settings.head_start == "own":
+            self.head.load_state_dict({key: value.float() for key, value in self._own.state_dict().items()})
 
     def features(
         self, texts: Sequence[str], prompts: Sequence[str] | None = None, dropout: bool = False
