@@ -1,5 +1,6 @@
 """Settings of a run: profiles chosen by name, every field open to be replaced."""
 
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import Field
@@ -11,7 +12,9 @@ RuleName = Literal[RULES]
 
 # The paper uses 10 for both of its forms; the theorem's own weight is 1; the other two are of the size that a first
 # look at the packaged models called for.
-GAMMA = {"relaxed": 10.0, "practical": 10.0, "overconfidence": 10.0, "exact": 1.0, "leverage": 0.01, "kl": 0.1}
+GAMMA = MappingProxyType(
+    {"relaxed": 10.0, "practical": 10.0, "overconfidence": 10.0, "exact": 1.0, "leverage": 0.01, "kl": 0.1}
+)
 
 
 def _text(default: str, meaning: str, allowed: str) -> Any:
