@@ -210,7 +210,7 @@ def unknown_parameters(given: dict, stem: str, known: dict[str, set[str]]) -> se
 def test_parameter_files_name_real_parameters(file):
     known = {notebook.stem: parameters_of(notebook) for notebook in NOTEBOOKS}
     text = file.read_text(encoding="utf-8")
-    named = re.match(r"# notebooks/(\w+)\.ipynb ", text)
+    named = re.match(r"# notebooks/(\w+)\.ipynb\b", text)
     assert unknown_parameters(yaml.safe_load(text), named[1] if named else file.stem, known) == set()
 
 
