@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -76,6 +77,14 @@ def trace(folder: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key != "machine"} for line in lines]
 
 
-def copy_run(source: Path, target: Path) -> Path:
-    shutil.copytree(source, target)
-    return target
+def size(path: Path) -> int:
+    """Bytes of a file that another process may be making or removing; 0 while it is not there."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def until_grown(process: subprocess.Popen, path: Path, before: int = 0) -> None:
+    """Wait until a process has made a file longer than `before`, or has ended."""
+    while process.poll() is None and size(path) <= before:
+        time.sleep(0.002)

@@ -147,7 +147,7 @@ def test_wrong_kinds_of_models(tiny, tmp_path):
 
 def test_code_in_a_model_is_not_run(tiny, tmp_path):
     """A folder that asks for its own code is refused, and the code is not executed."""
-    folder = llm_tools.copy_run(Path(tiny["policy"]), tmp_path / "model")
+    folder = shutil.copytree(Path(tiny["policy"]), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
     (folder / "config.json").write_text(json.dumps(config))
@@ -158,7 +158,7 @@ def test_code_in_a_model_is_not_run(tiny, tmp_path):
 
 
 def test_only_safetensors_are_loaded(tiny, tmp_path):
-    folder = llm_tools.copy_run(Path(tiny["reward_model"]), tmp_path / "model")
+    folder = shutil.copytree(Path(tiny["reward_model"]), tmp_path / "model")
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="holds no safetensors"):

@@ -1,6 +1,7 @@
 """A run that is really killed goes on to the same trace and the same weights, to the last bit."""
 
 import random
+import shutil
 import time
 
 import llm_tools
@@ -52,12 +53,7 @@ def test_killed_and_resumed(uninterrupted, tmp_path, save_every):
     met, reached = 0, [0]
     while met < 2:
         process = llm_tools.start(command)
-        before = (folder / "trace.jsonl").stat().st_size if (folder / "trace.jsonl").exists() else 0
-        while process.poll() is None:
-            grown = (folder / "trace.jsonl").exists() and (folder / "trace.jsonl").stat().st_size > before
-            if grown:
-                break
-            time.sleep(0.005)
+        llm_tools.until_grown(process, folder / "trace.jsonl", llm_tools.size(folder / "trace.jsonl"))
         time.sleep(generator.uniform(0, 0.6))
         process.kill()
         process.communicate()
@@ -79,8 +75,7 @@ def test_killed_while_references_are_made(uninterrupted, tmp_path):
     folder = tmp_path / "run"
     command = ["-m", "fpo.llm", str(folder), "--file", str(file)]
     process = llm_tools.start(command)
-    while process.poll() is None and not (folder / "references.pt").exists():
-        time.sleep(0.002)
+    llm_tools.until_grown(process, folder / "references.pt")
     process.kill()
     process.communicate()
     code, told = llm_tools.finish(llm_tools.start(command))
@@ -91,7 +86,7 @@ def test_killed_while_references_are_made(uninterrupted, tmp_path):
 def test_half_a_line_is_cut_off(uninterrupted, tmp_path):
     """What a kill left behind the last checkpoint, whole lines or half ones, is played again."""
     whole, file = uninterrupted
-    folder = llm_tools.copy_run(whole, tmp_path / "run")
+    folder = shutil.copytree(whole, tmp_path / "run")
     with open(folder / "trace.jsonl", "a", encoding="utf-8") as trace:
         trace.write('{"step": 40, "prom')
     train(settings(**yaml.safe_load(file.read_text())), folder)
@@ -100,7 +95,7 @@ def test_half_a_line_is_cut_off(uninterrupted, tmp_path):
 
 def test_lines_before_the_first_checkpoint_are_written_again(uninterrupted, tmp_path):
     whole, file = uninterrupted
-    folder = llm_tools.copy_run(whole, tmp_path / "run")
+    folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "checkpoint.pt").unlink()
     train(settings(**yaml.safe_load(file.read_text())), folder)
     assert llm_tools.trace(folder) == llm_tools.trace(whole)
@@ -124,7 +119,7 @@ def test_checkpoints_are_megabytes(uninterrupted):
 
 def test_other_settings_are_refused(uninterrupted, tmp_path):
     whole, file = uninterrupted
-    folder = llm_tools.copy_run(whole, tmp_path / "run")
+    folder = shutil.copytree(whole, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     other = settings(**{**yaml.safe_load(file.read_text()), "gamma": 3.0, "seed": 1})
     with pytest.raises(FolderError, match="gamma = None there, 3.0 now; seed = 42 there, 1 now"):
@@ -138,8 +133,7 @@ def test_two_runs_never_write_to_one_folder(uninterrupted, tmp_path):
     folder = tmp_path / "run"
     command = ["-m", "fpo.llm", str(folder), "--file", str(file)]
     first = llm_tools.start(command)
-    while first.poll() is None and not (folder / "references.pt").exists():
-        time.sleep(0.005)
+    llm_tools.until_grown(first, folder / "references.pt")
     with pytest.raises(FolderError, match="in use by another run"):
         train(settings(**yaml.safe_load(file.read_text())), folder)
     code, told = llm_tools.finish(first)

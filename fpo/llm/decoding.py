@@ -38,16 +38,15 @@ class Room(DynamicLayer):
         super().__init__()
         self.room = room
 
-    def _store(self, states: torch.Tensor, length: int) -> torch.Tensor:
-        batch, heads, _, width = states.shape
-        return states.new_empty(batch, heads, length, width)
-
     def update(self, key_states, value_states, *args, **kwargs):
         start = self.get_seq_length()
         stop = start + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.buffers = [self._store(states, stop + self.room) for states in (key_states, value_states)]
+            self.buffers = [
+                states.new_empty(*states.shape[:2], stop + self.room, states.shape[-1])
+                for states in (key_states, value_states)
+            ]
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:stop] = states
         self.keys, self.values = (buffer[:, :, :stop] for buffer in self.buffers)
@@ -81,7 +80,7 @@ def _prefill(model, prompts: Sequence[Ids], copies: int, room: int) -> tuple:
     ).last_hidden_state
     if copies > 1:
         cache.batch_repeat_interleave(copies)
-    return hidden, ids, mask, positions, cache
+    return hidden, mask, positions, cache
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
@@ -148,7 +147,7 @@ def decode(
         Not drawn among the first `min_new_tokens`.
     """
     count, copies, longest = uniform.shape
-    hidden, _, mask, positions, cache = _prefill(model, prompts, copies, longest)
+    hidden, mask, positions, cache = _prefill(model, prompts, copies, longest)
     head = model.get_output_embeddings()
     logits = head(hidden[:, -1]).repeat_interleave(copies, 0)
     mask, position = mask.repeat_interleave(copies, 0), positions[:, -1:].repeat_interleave(copies, 0)
@@ -215,7 +214,7 @@ def response_nll(model, prompts: Sequence[Ids], responses: Sequence[Sequence[Ids
     rows = [list(row) for group in responses for row in group]
     ids, mask = padded([row or [0] for row in rows], "right", 0, model.device)
     real = mask.bool() & torch.tensor([bool(row) for row in rows], device=model.device)[:, None]
-    hidden, _, before, positions, cache = _prefill(model, prompts, copies, ids.shape[1])
+    hidden, before, positions, cache = _prefill(model, prompts, copies, ids.shape[1])
     first = hidden[:, -1:].repeat_interleave(copies, 0)
     if ids.shape[1] > 1:
         position = (

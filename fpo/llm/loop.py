@@ -39,7 +39,9 @@ from fpo.llm.prompts import Prompt, load_prompts, order
 from fpo.llm.settings import Settings
 from fpo.parameters import ParameterError
 
-FREE = 3  # a checkpoint is written beside the one it replaces
+# Free space a run asks for, in sizes of what it trains: a checkpoint holds it and AdamW's two moments, is written
+# beside the one it replaces, and as much again is kept in hand.
+FREE = 9
 
 
 class TrainingError(RuntimeError):
@@ -128,7 +130,6 @@ class Window:
     empty: torch.Tensor
     reference: rules.Reference
     reference_texts: list[str]
-    context: rules.Context
     winners: torch.Tensor
 
 
@@ -173,7 +174,6 @@ class Pipeline:
         self._fit_head()
         self._start = [value.detach().clone() for value in (*self.policy.adapter.values(), *self._head())]
         self._references: dict[int, dict[str, Any]] = {}
-        self._prompt_nll: dict[int, float] = {}
         self._fresh, self._opening = True, {}
 
     def _kept(self) -> dict[str, Any]:
@@ -235,7 +235,10 @@ class Pipeline:
         above, below = self.reward_model.features(better), self.reward_model.features(worse)
         with torch.no_grad():
             head.weight.copy_(fit_head(above, below, self.settings.head_ridge)[None])
-        self._first_buffer = (above - below)[-self.settings.buffer_size :] if self.settings.buffer_size else above[:0]
+        self._first_buffer = self._latest(above - below)
+
+    def _latest(self, comparisons: torch.Tensor) -> torch.Tensor:
+        return comparisons[max(len(comparisons) - self.settings.buffer_size, 0) :]
 
     # References: made once, in batches, from the base
 
@@ -246,24 +249,19 @@ class Pipeline:
         ]
         path = folder / "references.pt" if folder else None
         if path and (kept := files.load(path)):
-            self._keep(kept["references"].items())
+            self._references |= kept["references"]
         missing = [place for place in dict.fromkeys(wanted) if place not in self._references]
         batches = [missing[i : i + self.settings.batch] for i in range(0, len(missing), self.settings.batch)]
         for batch in self._bar(iterable=batches, desc="references", leave=False) if batches else []:
             mine = batch[self.team.rank :: self.team.size]
             made = self.team.gather(self._refer(mine) if mine else [])
-            self._keep(zip(batch, made, strict=True))
+            self._references |= dict(zip(batch, made, strict=True))
             if path and self.team.rank == 0:
                 files.save(path, {"references": self._references})
 
     def _bar(self, **how) -> tqdm:
         # Without a word on it, tqdm heeds TQDM_DISABLE.
         return tqdm(**how, disable=True) if self.team.rank else tqdm(**how)
-
-    def _keep(self, references) -> None:
-        for place, reference in references:
-            self._references[place] = reference
-            self._prompt_nll[place] = reference["prompt_nll"]
 
     def _refer(self, places: list[int]) -> list[dict[str, Any]]:
         s = self.settings
@@ -274,12 +272,12 @@ class Pipeline:
             nll = decoding.split_nll(self.policy.model, ids, [row[0] for row in tokens], s.chunk)
         texts = [self.policy.text(row[0]) for row in tokens]
         features = self._features([self.prompts[place] for place in places], texts)
-        self._prompt_nll |= {place: before for place, (before, _) in zip(places, nll, strict=True)}
-        after = torch.tensor([[each] for _, each in nll], dtype=torch.float64)
-        utilities = self._utilities(places, [[text] for text in texts], tokens, after)[:, 0].tolist()
+        before, after = (list(part) for part in zip(*nll, strict=True))
+        own_nll = torch.tensor(after, dtype=torch.float64)[:, None]
+        utilities = self._utilities(places, [[text] for text in texts], tokens, own_nll, before)[:, 0].tolist()
         return [
-            {"text": text, "prompt_nll": before, "features": feature.cpu(), "utility": utility}
-            for text, (before, _), feature, utility in zip(texts, nll, features, utilities, strict=True)
+            {"text": text, "prompt_nll": prompt_nll, "features": feature.cpu(), "utility": utility}
+            for text, prompt_nll, feature, utility in zip(texts, before, features, utilities, strict=True)
         ]
 
     # One window
@@ -300,18 +298,22 @@ class Pipeline:
             )
         return torch.tensor(found, dtype=torch.float64)
 
-    def _utilities(self, places, texts, tokens, base_nll) -> torch.Tensor:
-        """U, (P, n), of n responses to each prompt; `base_nll` (P, n) if it is known already."""
+    def _utilities(self, places, texts, tokens, base_nll, prompt_nll=None) -> torch.Tensor:
+        """U, (P, n), of n responses to each prompt; `base_nll` (P, n) if it is known already.
+
+        `prompt_nll` (P) is that of the prompts; by default their references have it.
+        """
         if self.oracle is None:
             base_nll = self._base_nll(places, tokens) if base_nll is None else base_nll
             if not bool(base_nll.isfinite().all()):
                 raise TrainingError("the base's likelihood is not a finite number: try dtype = 'float32'")
+            prompt_nll = prompt_nll or [self._references[place]["prompt_nll"] for place in places]
             values = [
                 [
-                    likelihood_utility(self._prompt_nll[place] + float(nll), len(self.ids[place]) - 1 + len(row))
+                    likelihood_utility(before + float(nll), len(self.ids[place]) - 1 + len(row))
                     for nll, row in zip(group, rows, strict=True)
                 ]
-                for place, group, rows in zip(places, base_nll, tokens, strict=True)
+                for place, before, group, rows in zip(places, prompt_nll, base_nll, tokens, strict=True)
             ]
             return torch.tensor(values, device=self.policy.device)
         count = len(texts[0])
@@ -384,7 +386,7 @@ class Pipeline:
         references = [each["text"] for each in kept]
         return Window(
             list(positions), prompts, written.tokens, texts, rewards, features, utilities, penalties, log_ratio, empty,
-            reference, references, context, winners,
+            reference, references, winners,
         )  # fmt: skip
 
     def context(self, window: Window, rule: str) -> rules.Context:
@@ -445,14 +447,13 @@ class Pipeline:
             "policy": _optimizer(s.optimizer, list(self.policy.adapter.values()), s.policy_lr),
             "head": _optimizer(s.optimizer, self._head(), s.head_lr),
         }
-        buffer = self._first_buffer[-s.buffer_size :] if s.buffer_size else self._first_buffer[:0]
-        trace, position, labels = [], 0, 0
+        buffer, trace, position, labels = self._first_buffer, [], 0, 0
         # Dropout draws from torch's stream; an oracle of the reader's own may draw from any.
         torch.manual_seed(s.seed)
         np.random.seed(s.seed)
         random.seed(s.seed)
         if folder and self.team.rank == 0:
-            size = FREE * sum(value.numel() * value.element_size() for value in parameters) * 3
+            size = FREE * sum(value.numel() * value.element_size() for value in parameters)
             if shutil.disk_usage(folder).free < size:
                 raise TrainingError(f"{folder}: less than {size / 2**20:.0f} MiB free, too little for checkpoints")
             with _disk(folder, 0):
@@ -472,7 +473,7 @@ class Pipeline:
             positions = list(range(position, min(position + s.window, s.steps)))
             mine = positions[self.team.rank :: self.team.size]
             lines, duels = self._step(mine, optimizers, buffer, clock, position)
-            buffer = torch.cat([buffer, *duels])[-s.buffer_size :] if s.buffer_size else buffer
+            buffer = self._latest(torch.cat([buffer, *duels]))
             for line in lines:
                 labels += line.pop("used")
                 line["labels"] = labels
@@ -538,9 +539,8 @@ class Pipeline:
         preferences = (window.utilities[rows, won] - window.reference.utility[rows]).sigmoid()
         losses = F.binary_cross_entropy_with_logits(margins, preferences, reduction="none")
         gradients = steering.bt_loss_gradients(margins, preferences, features, reference)
+        # A bias drops out of every comparison: its gradient stays 0.
         weight.grad = gradients.sum(0, keepdim=True) / total
-        if self.reward_model.head.bias is not None:
-            self.reward_model.head.bias.grad = torch.zeros_like(self.reward_model.head.bias)
         return differences, dict(zip(fought, losses.tolist(), strict=True))
 
     def _update(self, optimizers, total, start) -> None:

@@ -34,6 +34,10 @@ SHAPES = {
 SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
+def _shape(name: str) -> AutoConfig:
+    return AutoConfig.for_model(**json.loads((DATA / SHAPES[name]).read_text(encoding="utf-8")))
+
+
 def parameter_count(name: str) -> int:
     """Parameters of an architecture that comes with the package; nothing is allocated.
 
@@ -42,7 +46,7 @@ def parameter_count(name: str) -> int:
     >>> parameter_count("meta-llama/Llama-3.2-1B-Instruct")
     1235814400
     """
-    config = AutoConfig.for_model(**json.loads((DATA / SHAPES[name]).read_text(encoding="utf-8")))
+    config = _shape(name)
     loader = AutoModelForSequenceClassification if config.model_type == "deberta-v2" else AutoModelForCausalLM
     with torch.device("meta"):
         return loader.from_config(config).num_parameters()
@@ -149,8 +153,7 @@ def _check_weights(folder: Path, name: str) -> None:
 def _config(name: str, revision: str, packaged, random: bool) -> tuple[AutoConfig, Path | None]:
     """The model's configuration and its folder; no folder for a shape that comes with the package."""
     if random and name in SHAPES:
-        values = json.loads((DATA / SHAPES[name]).read_text(encoding="utf-8"))
-        return AutoConfig.for_model(**values), None
+        return _shape(name), None
     folder = _folder(name, revision, packaged, weights=not random)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False), folder
