@@ -2,9 +2,10 @@
 
 import ast
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -21,8 +22,44 @@ Model = TypeVar("Model", bound="Parameters")
 Item = TypeVar("Item")
 
 
+# Longest list that is read. Nobody plays as many seeds, and a range of Python may be longer than memory.
+LONGEST = 100_000
+
+
 class ParameterError(ValueError):
     """One or more parameters are not allowed; the message has a line for each: name, value, allowed range."""
+
+    def _render_traceback_(self) -> list[str]:
+        # Jupyter, and papermill with it, shows these lines in place of the traceback.
+        return [f"{type(self).__name__}: {self}"]
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self, longest: int):
+        super().__init__()
+        self.maxstring = self.maxother = longest
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = longest // 3
+
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write out thousands of decimals.
+        return repr(value) if value.bit_length() < 1000 else hex(value)
+
+
+def brief(value: Any, longest: int = 80) -> str:
+    """The value as Python writes it, in one line of at most `longest` characters, whatever the value.
+
+    Examples
+    --------
+    >>> brief("two\\nlines"), brief(10**5000, longest=12), brief([[1, 2]] * 10**6, longest=20)
+    ("'two\\\\nlines'", '0x31e2080...', '[[1, 2], [1, 2], ...')
+    """
+    text = one_line(_Brief(longest).repr(value))
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def one_line(message: object) -> str:
+    """A message, such as an error's, in one line: others' span several."""
+    return " ".join(filter(None, map(str.strip, str(message).splitlines())))
 
 
 def whole(default: int, low: int, high: int, meaning: str) -> Any:
@@ -49,10 +86,12 @@ def real(default: float, low: float, high: float, meaning: str) -> Any:
 
 
 def as_tuple(value: Any) -> Any:
-    """A list, tuple or range as a tuple; refuses what has no order or is no list."""
+    """A list, tuple or range as a tuple; refuses what has no order, is no list, or is longer than `LONGEST`."""
     # A set has no order and a string is a sequence of letters: neither is what its writer meant.
     if not isinstance(value, list | tuple | range):
         raise ValueError("not a list")
+    if value[LONGEST:]:
+        raise ValueError("too long")
     return tuple(value)
 
 
@@ -73,7 +112,9 @@ def seed_list(default: Sequence[int], source: str) -> Any:
         strict=False,
         min_length=1,
         description=f"one paired run of every arm for each seed of {source}",
-        json_schema_extra={"allowed": "a list of at least one distinct whole number from 0 to 4,294,967,295"},
+        json_schema_extra={
+            "allowed": f"a list of distinct whole numbers from 0 to 4,294,967,295, at least one and at most {LONGEST:,}"
+        },
     )
 
 
@@ -110,6 +151,18 @@ def signal(default: int) -> Any:
     )
 
 
+def _allowed(model: type["Parameters"], name: str) -> str:
+    field = model.model_fields[name]
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "allowed" in extra:
+        return str(extra["allowed"])
+    if field.annotation is bool:
+        return "True or False"
+    if get_origin(field.annotation) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(field.annotation)))
+    raise TypeError(f"{model.__name__}.{name} states no allowed range: give it json_schema_extra={{'allowed': ...}}")
+
+
 class Parameters(BaseModel):
     """Base of every set of parameters: frozen, strict about types, closed to unknown names.
 
@@ -117,17 +170,29 @@ class Parameters(BaseModel):
     ------
     ParameterError
         Instead of pydantic's own error, with one line for each fault.
+    TypeError
+        When a class is declared with a field that has no allowed range to name.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, validate_default=True)
 
-    def __init__(self, **values: Any):
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ParameterError(_message(type(self), error, values)) from None
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for name in cls.model_fields:
+            _allowed(cls, name)
 
-    def replace(self, **changes: Any) -> "Parameters":
+    def __init__(self, /, **values: Any):
+        faulty: list[str] = []
+        known = type(self).model_fields.keys()
+        try:
+            super().__init__(**{name: value for name, value in values.items() if name in known})
+        except ValidationError as error:
+            faulty = [str(fault["loc"][0]) for fault in error.errors()]
+        # Unknown names are not left to pydantic, which ends at one that is no text.
+        if faulty := [*dict.fromkeys(faulty), *(name for name in values if name not in known)]:
+            raise ParameterError(_message(type(self), faulty, values))
+
+    def replace(self, /, **changes: Any) -> "Parameters":
         """A validated copy with some values changed."""
         return type(self)(**{**dict(self), **changes})
 
@@ -144,36 +209,31 @@ class NotebookParameters(Parameters):
     @field_validator("results_path")
     @classmethod
     def _writable(cls, value: str) -> str:
-        path = Path(value)
-        if value and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
-            raise ValueError("cannot be written")
-        if value and path.exists() and not os.access(path, os.W_OK):
+        if not value:
+            return value
+        # A name that ends in a separator is a folder's; a link is followed.
+        path = Path(os.path.realpath(value))
+        try:
+            new = not path.exists()
+            fits = os.path.basename(value) and (new or path.is_file()) and path.parent.is_dir()
+        except OSError as error:  # such as a name that is too long
+            raise ValueError("cannot be written") from error
+        if not fits or not os.access(path.parent, os.W_OK) or not (new or os.access(path, os.W_OK)):
             raise ValueError("cannot be written")
         return value
 
 
-def _allowed(model: type[Parameters], name: str) -> str:
-    field = model.model_fields[name]
-    extra = field.json_schema_extra
-    if isinstance(extra, dict) and "allowed" in extra:
-        return str(extra["allowed"])
-    if field.annotation is bool:
-        return "True or False"
-    return "one of " + ", ".join(map(repr, get_args(field.annotation)))
-
-
-def _message(model: type[Parameters], error: ValidationError, values: Mapping[str, Any]) -> str:
-    lines = {}
-    for fault in error.errors():
-        name = str(fault["loc"][0])
-        shown = repr(values[name] if name in values else model.model_fields[name].default)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        if fault["type"] == "extra_forbidden":
-            lines[name] = f"{name} = {shown}: no such parameter; allowed are {', '.join(model.model_fields)}"
+def _message(model: type[Parameters], faulty: Sequence[str], values: Mapping[str, Any]) -> str:
+    lines = []
+    for name in faulty:
+        if field := model.model_fields.get(name):
+            lines.append(f"{name} = {brief(values.get(name, field.default))}: must be {_allowed(model, name)}")
         else:
-            lines[name] = f"{name} = {shown}: must be {_allowed(model, name)}"
+            called = name if name.isidentifier() and len(name) <= 80 else brief(name)
+            allowed = ", ".join(model.model_fields)
+            lines.append(f"{called} = {brief(values[name])}: no such parameter; allowed are {allowed}")
     head = "this parameter is" if len(lines) == 1 else f"these {len(lines)} parameters are"
-    return f"{head} not allowed\n" + "\n".join(f"  {line}" for line in lines.values())
+    return f"{head} not allowed\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def read(model: type[Model], namespace: Mapping[str, Any]) -> Model:
@@ -190,7 +250,7 @@ def read(model: type[Model], namespace: Mapping[str, Any]) -> Model:
     Raises
     ------
     ParameterError
-        For an unknown name, a value that is not allowed, or where no parameter was set.
+        For an unknown name, a value that is not allowed, a cell that is not plain Python, or no parameter at all.
     """
     cells = [cell for cell in namespace["In"] if cell.lstrip().startswith("# Parameters")]
     # A reader may correct a cell and run it again: of each kind (the defaults, papermill's) only the latest counts.
@@ -205,9 +265,19 @@ def read(model: type[Model], namespace: Mapping[str, Any]) -> Model:
         names = {name: None for name, value in own.items() if isinstance(value, plain)}
     if not names:
         raise ParameterError("no parameters found: run the cell that starts with '# Parameters' first")
-    return model(**{name: namespace[name] for name in names})
+    return model(**{name: namespace[name] for name in names if name in namespace})
 
 
 def _assigned(source: str) -> Sequence[str]:
-    targets = [node.targets for node in ast.parse(source).body if isinstance(node, ast.Assign)]
-    return [target.id for group in targets for target in group if isinstance(target, ast.Name)]
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise ParameterError(f"the cell that starts with '# Parameters' is not plain Python ({error})") from None
+    return [
+        part.id
+        for statement in statements
+        if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign)
+        for target in (statement.targets if isinstance(statement, ast.Assign) else [statement.target])
+        for part in ast.walk(target)
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+    ]

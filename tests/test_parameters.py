@@ -1,15 +1,18 @@
 """Bad input ends before any work with one message that names the parameter, the value and the allowed range."""
 
 import json
+import os
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
+from parameter_classes import CLASSES
 
 from fpo.linear import Config
-from fpo.parameters import NotebookParameters, ParameterError, read
+from fpo.parameters import NotebookParameters, ParameterError, Parameters, read
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "linear.ipynb"
 
@@ -37,6 +40,7 @@ BAD = {
     "number for a boolean": ({"through_oracle": 1}, ["through_oracle", "1", "True or False"]),
     "unknown estimator": ({"gradient": "backward"}, ["gradient", "'backward'", "closed-form", "forward-difference"]),
     "more signal than there is": ({"dimensions": 2}, ["signal_dimensions", "3", "number of dimensions"]),
+    "seeds without end": ({"seeds": range(10**30)}, ["seeds", "range(0, 1", "at most 100,000"]),
     "two faults": ({"gamma": -1, "steps": 0}, ["2 parameters", "gamma = -1", "steps = 0"]),
 }
 
@@ -48,6 +52,52 @@ def test_python_refuses(case):
         Config(**values)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_field_says_what_it_takes(name):
+    """The message for a value that nothing takes: one line with the name, the value and a range that is not empty."""
+    for field in CLASSES[name].model_fields:
+        with pytest.raises(ParameterError) as caught:
+            CLASSES[name](**{field: {"no": "field takes this"}})
+        _, line = str(caught.value).split("\n")
+        start = f"  {field} = {{'no': 'field takes this'}}: must be "
+        assert line.startswith(start)
+        allowed = line.removeprefix(start)
+        assert len(allowed) > 5 and not allowed.endswith("one of ")
+
+
+def test_a_field_without_a_range_cannot_be_declared():
+    with pytest.raises(TypeError, match="Silent.note states no allowed range"):
+
+        class Silent(Parameters):
+            note: str = ""
+
+
+class Loud:
+    """A value whose text is long and in several lines."""
+
+    def __repr__(self):
+        return "line\u2028line\nline " * 100
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Loud(), "x" * 10**6, "\ud800", "a\nb\u2028c\x85d", 10**5000, -(10**5000), np.zeros((9, 9)), [[0] * 99] * 99,
+        {"a": Loud()}, b"\xff" * 999, [10**5000] * 9,
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_a_message_is_one_line_for_each_fault(value):
+    """Whatever the value; and whatever the name, which a file or a command line may have brought."""
+    with pytest.raises(ParameterError) as caught:
+        Config(**{"gamma": value, "steps": value, "no\nsuch": value, "\ud800": value, "self": value})
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6 and all(len(line) < 600 for line in lines)
+    assert lines[0] == "these 5 parameters are not allowed"
+    for name in ("gamma", "steps", r"'no\nsuch'", r"'\ud800'", "self"):
+        assert any(line.startswith(f"  {name} = ") for line in lines)
 
 
 def test_replace_is_validated_too():
@@ -64,7 +114,12 @@ def test_a_config_cannot_be_changed():
 def test_results_path_must_be_writable(tmp_path):
     NotebookParameters(results_path=str(tmp_path / "new.json"))
     NotebookParameters(results_path="")
-    for bad in (tmp_path, tmp_path / "missing" / "file.json", "/dev/null/file.json"):
+    (tmp_path / "link.json").symlink_to(tmp_path / "missing" / "file.json")
+    bad_ones = (
+        tmp_path, tmp_path / "missing" / "file.json", "/dev/null/file.json", os.devnull, f"{tmp_path}/folder/",
+        tmp_path / "link.json", tmp_path / ("long" * 99), "a\0b", "\ud800",
+    )  # fmt: skip
+    for bad in bad_ones:
         with pytest.raises(ParameterError, match="results_path = .*: must be empty, or a file in an existing folder"):
             NotebookParameters(results_path=str(bad))
 
@@ -96,6 +151,18 @@ def test_read_refuses_a_misspelt_injected_name():
 def test_read_lets_a_reader_correct_a_cell():
     wrong, right = "# Parameters, with their defaults\ngama = 0.5", "# Parameters, with their defaults\ngamma = 0.5"
     assert read(Both, cells(wrong, right)).gamma == 0.5
+
+
+def test_read_sees_every_way_to_assign():
+    source = "# Parameters\ngamma: float = 0.5\nsteps, dimensions = 7, 9\nsteps += 1\nlater: int"
+    found = read(Both, cells(source))
+    assert (found.gamma, found.steps, found.dimensions) == (0.5, 8, 9)
+
+
+def test_read_refuses_a_cell_that_is_not_plain_python():
+    magic = {"In": ["# Parameters\n%time steps = 3"], "steps": 3}
+    with pytest.raises(ParameterError, match="is not plain Python"):
+        read(Both, magic)
 
 
 def test_read_needs_the_cell():
@@ -137,6 +204,7 @@ def test_papermill_refuses(case, head, tmp_path):
             head, tmp_path / "out.ipynb", {**results, **values}, cwd=tmp_path, progress_bar=False, log_output=False
         )
     assert caught.value.ename == "ParameterError"
+    assert caught.value.traceback == [f"ParameterError: {caught.value.evalue}"], "Jupyter shows more than the message"
     for word in words:
         assert word in caught.value.evalue
     assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]

@@ -44,7 +44,12 @@ class Settings(Parameters):
 
     prompts: str = _text("packaged", "source of the prompts", "packaged, FILE.jsonl, or owner/name:split of the hub")
     prompt_count: int = whole(500, 1, 1_000_000, "take so many from the source, or all there are")
-    system: str = Field("Answer in one short sentence.", description="system message; empty: none", max_length=10_000)
+    system: str = Field(
+        "Answer in one short sentence.",
+        max_length=10_000,
+        description="system message; empty: none",
+        json_schema_extra={"allowed": "a text of at most 10,000 characters"},
+    )
     max_prompt_tokens: int = whole(128, 8, 100_000, "with the chat template")
     long_prompts: Literal["refuse", "truncate"] = Field("refuse", description="prompts over max_prompt_tokens")
 
