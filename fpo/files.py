@@ -1,8 +1,11 @@
 """Files that are there in full or not at all, and the state of long work kept in them."""
 
+import hashlib
+import io
 import json
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,46 +13,92 @@ from typing import Any
 
 import torch
 
+MARK = b"\nsha256 "
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends, and vanishes if it raises.
+
+def destination(path: str | Path) -> Path:
+    """The regular file that `path` names, links followed: one that is there, or that can be made.
 
     Raises
     ------
     OSError
-        If the folder cannot be written to; what was at `path` then stays as it was.
+        If `path` names a folder, a device or anything else, or lies in no folder, or may not be written.
 
     Examples
     --------
+    >>> destination(os.devnull)
+    Traceback (most recent call last):
+    OSError: ... cannot be written: it must name a regular file in an existing folder
+    """
+    target = Path(os.path.realpath(path))
+    # A name that ends in a separator is a folder's, which Path forgets.
+    fits = os.path.basename(path) not in ("", os.curdir, os.pardir) and target.parent.is_dir()
+    if os.path.lexists(target):  # as a link that leads in a circle is, which does not "exist"
+        fits = fits and target.is_file() and os.access(target, os.W_OK)
+    if not fits or not os.access(target.parent, os.W_OK):
+        raise OSError(f"{path} cannot be written: it must name a regular file in an existing folder")
+    return target
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path that takes the place of `path` when the block ends, and vanishes if it raises.
+
+    A file that is there keeps its mode, and a link goes on pointing to it; a new file gets the mode that the umask
+    leaves.
+
+    Raises
+    ------
+    OSError
+        If `path` is no `destination`, before the block; or if there is no room. What was there stays as it was.
+
+    Examples
+    --------
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder, "a.txt")) as temporary:
     ...         _ = temporary.write_text("all of it")
     ...     print(Path(folder, "a.txt").read_text(), os.listdir(folder))
     all of it ['a.txt']
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    target = destination(path)
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}")
+    # Made by `open` and not by `tempfile`, which hides a file from everyone else: the umask can only be asked for by
+    # setting it, and that is not safe beside other threads.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        yield temporary
+        if target.exists():
+            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)  # an interrupt may come when it has already taken its place
         raise
 
 
-def save_json(path: Path, content: dict[str, Any]) -> None:
+def save_json(path: str | Path, content: dict[str, Any]) -> None:
     """Write an object as JSON, whole or not at all."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         json.dump(content, file, indent=1, allow_nan=False)
         file.write("\n")
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a dictionary of tensors and plain values, whole or not at all."""
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+def save(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values with its checksum, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        As `replacing` does; what was at `path` then stays as it was.
+    """
+    # In memory first: torch turns the OSError of a full disk into a RuntimeError about a zip file.
+    content = io.BytesIO()
+    torch.save(state, content)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content.getbuffer())
+        file.write(MARK + hashlib.sha256(content.getbuffer()).hexdigest().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -58,11 +107,15 @@ def load(path: Path) -> dict[str, Any] | None:
     Raises
     ------
     ValueError
-        If there is a file and it is not one of `save`'s.
+        If there is a file and it is not, to the last bit, one of `save`'s.
     """
     if not path.exists():
         return None
+    content, _, checksum = path.read_bytes().rpartition(MARK)
+    refusal = f"{path} is damaged or no checkpoint of this program: remove it to start afresh"
+    if checksum != hashlib.sha256(content).hexdigest().encode() + b"\n":
+        raise ValueError(refusal)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a different type for each kind of damage
-        raise ValueError(f"{path} is not a checkpoint of this program ({error}): remove it to start afresh") from error
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a type of its own for each thing that it does not read
+        raise ValueError(refusal) from error

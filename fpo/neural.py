@@ -25,6 +25,7 @@ the policy's mean. In the first iteration the buffer is empty and the exact arm 
 Here R runs (arms x seeds) are one batch, and n actions of each are rows: tensors (R, n, d).
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -601,6 +602,10 @@ def simulate(
     ------
     ValueError
         For an iteration outside the game, a folder that does not exist, or a damaged checkpoint.
+    OSError
+        If a checkpoint cannot be written; the one before it stays.
+    KeyboardInterrupt
+        With a folder, the game is first saved as the last whole iteration left it.
     """
     keep = tuple(keep)
     if any(not 0 <= t < config.outer_steps for t in keep) or len(set(keep)) < len(keep):
@@ -636,35 +641,48 @@ def _play(config: Config, keep: tuple[int, ...], path: Path | None, save_every: 
         for arm in config.arms:
             record[arm][:] = state["record"][arm].numpy()
 
-    def save(following: int) -> None:
-        files.save(
-            path,
-            {
-                "next": following,
-                "seconds": spent + monotonic() - started,
-                "kept": kept,
-                "blocks": [block.state() for block in blocks],
-                "noise": {key: [stream.generator.get_state() for stream in row] for key, row in noise.items()},
-                "record": {arm: torch.from_numpy(values) for arm, values in record.items()},
-            },
-        )
+    def save(reached: dict) -> None:
+        # An iteration writes to its own entries of the record, and to all of them: no copy is needed.
+        more = {
+            "seconds": spent + monotonic() - started,
+            "record": {arm: torch.from_numpy(values) for arm, values in record.items()},
+        }
+        try:
+            files.save(path, reached | more)
+        except OSError as error:
+            reason = f"{error.strerror or error}: make room and start again; the game resumes from its last checkpoint"
+            raise OSError(error.errno, reason, str(path)) from error
 
-    saved_at = started
-    for t in tqdm(range(first, steps), desc="neural", unit="iteration", initial=first, total=steps):
-        for stream, policy, buffer in places:
-            stream.noise(policy, buffer)
-        for block in blocks:
-            policy, buffer = (torch.cat([eps[streams[arm]][i] for arm in block.arms]) for i in (0, 1))
-            rows = block.step(t, policy, buffer)
-            for arm, values in zip(block.arms, rows.cpu().split(each, dim=1), strict=True):
-                record[arm][:, t] = values
-            if t in keep:
-                model = [(weight.clone().cpu(), bias.clone().cpu()) for weight, bias in block.layers]
-                kept.setdefault(t, []).append((block.theta.clone().cpu(), model))
-            block.learn(t)
-        if path and (t == steps - 1 or monotonic() - saved_at > save_every):
-            save(t + 1)
-            saved_at = monotonic()
+    saved_at, saved, reached = started, first, None
+    try:
+        for t in tqdm(range(first, steps), desc="neural", unit="iteration", initial=first, total=steps):
+            for stream, policy, buffer in places:
+                stream.noise(policy, buffer)
+            for block in blocks:
+                policy, buffer = (torch.cat([eps[streams[arm]][i] for arm in block.arms]) for i in (0, 1))
+                rows = block.step(t, policy, buffer)
+                for arm, values in zip(block.arms, rows.cpu().split(each, dim=1), strict=True):
+                    record[arm][:, t] = values
+                if t in keep:
+                    model = [(weight.clone().cpu(), bias.clone().cpu()) for weight, bias in block.layers]
+                    kept.setdefault(t, []).append((block.theta.clone().cpu(), model))
+                block.learn(t)
+            if path:
+                # An interrupt may come anywhere in an iteration, which changes tensors in place: what it finds half
+                # done is left alone, and this copy of what the last whole iteration left is saved.
+                reached = {
+                    "next": t + 1,
+                    "kept": dict(kept),
+                    "blocks": copy.deepcopy([block.state() for block in blocks]),
+                    "noise": {key: [stream.generator.get_state() for stream in row] for key, row in noise.items()},
+                }
+                if t == steps - 1 or monotonic() - saved_at > save_every:
+                    save(reached)
+                    saved_at, saved = monotonic(), t + 1
+    except KeyboardInterrupt:
+        if reached and reached["next"] > saved:
+            save(reached)
+        raise
     if first < steps:
         spent += monotonic() - started
     return _result(config, blocks, record, keep, kept, spent)

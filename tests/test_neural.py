@@ -1,12 +1,12 @@
 """The neural game against the release's runs, a slow reference, autograd, dense algebra and itself."""
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -329,17 +329,84 @@ def stopped(config, folder, at, monkeypatch, keep=()):
             neural.simulate(config, keep, folder, save_every=0)
 
 
+def same(ours, theirs):
+    for name in ("utility", "reward", "noise", "diverged_at", "actions"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    for mine, other in zip(ours.reward_models, theirs.reward_models, strict=True):
+        np.testing.assert_array_equal(mine[0], other[0])
+
+
 @pytest.mark.parametrize("pairing", ["paired", "released"])
 def test_an_interrupted_game_goes_on_to_the_same_numbers(pairing, tmp_path, monkeypatch):
     config = Config(seeds=[0, 3], outer_steps=16, pairing=pairing)
     keep = [2, 9, 15]
     stopped(config, tmp_path, 9, monkeypatch, keep)
-    resumed = neural.simulate(config, keep, tmp_path)
-    whole = neural.simulate(config, keep)
-    for name in ("utility", "reward", "noise", "diverged_at", "actions"):
-        np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
-    for ours, theirs in zip(resumed.reward_models, whole.reward_models, strict=True):
-        np.testing.assert_array_equal(ours[0], theirs[0])
+    same(neural.simulate(config, keep, tmp_path), neural.simulate(config, keep))
+
+
+# Where in iteration 5 an interrupt comes: what is called there, which of its calls it is, and whether it does its work
+# first. There are two blocks, and noise of two seeds.
+MOMENTS = {
+    "before anything": (neural.Stream, "noise", 11, False),
+    "between two seeds' noise": (neural.Stream, "noise", 12, False),
+    "before the first block's step": (neural.Block, "step", 11, False),
+    "after the first block's step": (neural.Block, "step", 11, True),
+    "before the first block learns": (neural.Block, "learn", 11, False),
+    "between the blocks": (neural.Block, "learn", 11, True),
+    "in the middle of learning": (torch.optim.Adam, "step", 12, False),
+    "when everything has learned": (neural.Block, "learn", 12, True),
+    "while the state is copied": (neural.Block, "state", 12, False),
+}
+
+
+def interrupting(patch, place, name, call, after):
+    """Let the call with this number raise KeyboardInterrupt, before or after its work."""
+    original, calls = getattr(place, name), [0]
+
+    def interrupted(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == call and not after:
+            raise KeyboardInterrupt
+        result = original(*args, **kwargs)
+        if calls[0] == call:
+            raise KeyboardInterrupt
+        return result
+
+    patch.setattr(place, name, interrupted)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_control_c_saves_the_last_whole_iteration(moment, tmp_path, monkeypatch):
+    config, keep = Config(seeds=[0, 3], outer_steps=8, inner_steps=2), [2, 5, 6]
+    with monkeypatch.context() as patch:
+        interrupting(patch, *MOMENTS[moment])
+        with pytest.raises(KeyboardInterrupt):
+            neural.simulate(config, keep, tmp_path, save_every=1e6)
+    (left,) = tmp_path.iterdir()
+    assert files.load(left)["next"] == 5
+    same(neural.simulate(config, keep, tmp_path), neural.simulate(config, keep))
+
+
+def test_control_c_in_a_save_saves_again(tmp_path, monkeypatch):
+    config = Config(seeds=[0, 3], outer_steps=8, inner_steps=2)
+    with monkeypatch.context() as patch:
+        interrupting(patch, os, "replace", 3, False)
+        with pytest.raises(KeyboardInterrupt):
+            neural.simulate(config, (), tmp_path, save_every=0)
+    (left,) = tmp_path.iterdir()
+    assert files.load(left)["next"] == 3
+    same(neural.simulate(config, (), tmp_path), neural.simulate(config))
+
+
+def test_control_c_without_a_whole_iteration_or_a_folder_writes_nothing(tmp_path, monkeypatch):
+    config = Config(seeds=[0, 3], outer_steps=8, inner_steps=2)
+    monkeypatch.chdir(tmp_path)
+    for moment, folder in (("before the first", tmp_path), ("later", None)):
+        with monkeypatch.context() as patch:
+            interrupting(patch, neural.Block, "learn", 1 if moment == "before the first" else 6, False)
+            with pytest.raises(KeyboardInterrupt):
+                neural.simulate(config, (), folder, save_every=1e6)
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_game_is_read_back(tmp_path, monkeypatch):
@@ -372,47 +439,61 @@ def test_a_checkpoint_of_other_code_is_not_used(tmp_path, monkeypatch):
 PROGRAM = """
 import sys
 from fpo import neural
-config = neural.Config(seeds=[0, 1], outer_steps=400, arms=["standard"])
-neural.simulate(config, (), sys.argv[1], save_every=0)
+learn = neural.Block.learn
+def announced(self, t):
+    learn(self, t)
+    if t == 7:
+        print("here", flush=True)
+        sys.stdin.read()  # ended by the signal, or by the end of the input that comes after it
+neural.Block.learn = announced
+config = neural.Config(seeds=[0, 1], outer_steps=400, inner_steps=2, arms=["standard"])
+neural.simulate(config, (), sys.argv[1], save_every=1e6)
 """
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows sends Control-C to every process of a console, this one too")
 def test_control_c_leaves_whole_files_only(tmp_path):
-    """A real interrupt of a real process in the middle of the game."""
+    """A real interrupt of a real process in the middle of an iteration."""
     environment = {key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("neural-*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    program.send_signal(signal.SIGINT)
-    errors = program.communicate(timeout=60)[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as program:  # fmt: skip
+        assert program.stdout.readline() == "here\n", program.stderr.read()
+        program.send_signal(signal.SIGINT)
+        _, errors = program.communicate()
     assert program.returncode != 0 and "KeyboardInterrupt" in errors
     # The bar says how far it was and how long it would have taken.
     assert "neural:" in errors and "/400" in errors and "<" in errors
     (left,) = tmp_path.iterdir()
-    assert 0 < files.load(left)["next"] < 400
+    assert files.load(left)["next"] == 7
 
 
 def test_a_failed_save_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
-    files.save(tmp_path / "a.pt", {"x": torch.ones(2)})
+    config = Config(seeds=[0], outer_steps=6, inner_steps=2)
+    whole, sync, calls = neural.simulate(config), os.fsync, [0]
 
-    def half(state, path):
-        Path(path).write_bytes(b"half of it")
-        raise OSError("No space left on device")
+    def full(handle):
+        calls[0] += 1
+        if calls[0] == 4:
+            os.ftruncate(handle, 100)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
 
-    monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="No space"):
-        files.save(tmp_path / "a.pt", {"x": torch.zeros(2)})
-    assert files.load(tmp_path / "a.pt")["x"].sum() == 2 and len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="make room and start again; the game resumes from its last checkpoint") as caught:
+        neural.simulate(config, (), tmp_path, save_every=0)
+    (left,) = tmp_path.iterdir()
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(left)
+    assert files.load(left)["next"] == 3
+    same(neural.simulate(config, (), tmp_path), whole)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     config = Config(seeds=[0], outer_steps=2)
     path = tmp_path / neural.checkpoint_name(config, ())
     path.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=f"{path.name} is not a checkpoint"):
+    with pytest.raises(ValueError, match=f"{path.name} is damaged or no checkpoint of this program: remove it"):
         neural.simulate(config, (), tmp_path)
 
 
