@@ -53,13 +53,13 @@ def brief(value: Any, longest: int = 80) -> str:
     >>> brief("two\\nlines"), brief(10**5000, longest=12), brief([[1, 2]] * 10**6, longest=20)
     ("'two\\\\nlines'", '0x31e2080...', '[[1, 2], [1, 2], ...')
     """
-    text = one_line(_Brief(longest).repr(value))
+    return one_line(_Brief(longest).repr(value), longest)
+
+
+def one_line(message: object, longest: int = 300) -> str:
+    """A text, such as the message of another package's error, in one line of at most `longest` characters."""
+    text = " ".join(filter(None, map(str.strip, str(message).splitlines())))
     return text if len(text) <= longest else text[: longest - 3] + "..."
-
-
-def one_line(message: object) -> str:
-    """A message, such as an error's, in one line: others' span several."""
-    return " ".join(filter(None, map(str.strip, str(message).splitlines())))
 
 
 def whole(default: int, low: int, high: int, meaning: str) -> Any:

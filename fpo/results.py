@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from fpo.files import save_json
-from fpo.parameters import Parameters
+from fpo.parameters import Parameters, brief
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -97,11 +97,19 @@ def stored_run(name: str) -> dict[str, Any]:
     ------
     FileNotFoundError
         If it is in none of them, as where only the module was installed.
+    ValueError
+        If the file is damaged.
     """
     places = (Path("runs"), Path("notebooks/runs"), Path(__file__).resolve().parents[1] / "notebooks" / "runs")
     for path in (place / f"{name}.json" for place in places):
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                found = error
+            if not isinstance(found, dict) or not found:
+                raise ValueError(f"{path} is damaged ({brief(found)}): restore it, git checkout -- {path}")
+            return found
     raise FileNotFoundError(f"no stored run {name}.json: start in a checkout of the book's repository")
 
 

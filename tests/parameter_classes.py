@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
@@ -11,24 +12,28 @@ from fpo import linear, neural
 from fpo.llm import Settings
 from fpo.parameters import Parameters
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = {path.stem: path for path in Path(__file__).resolve().parents[1].glob("notebooks/*.ipynb")}
 
 
-def declared(notebook: Path) -> type[Parameters]:
-    """The class `Parameters` of a notebook: its imports and the validate cell up to where it reads the parameters."""
-    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    last = next(i for i, cell in enumerate(cells) if "validate" in cell.metadata.get("tags", []))
+def validated(notebook: str, **values: Any) -> dict[str, Any]:
+    """A notebook's namespace after its imports, its parameters with some replaced, and the cell that validates them."""
+    cells = [cell for cell in nbformat.read(NOTEBOOKS[notebook], as_version=4).cells if cell.cell_type == "code"]
+    (defaults,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    (check,) = (cell.source for cell in cells if "validate" in cell.metadata.get("tags", []))
+    # The first cell also sets the look of figures and the precision of torch: those are not wanted here.
     imports = [node for node in ast.parse(cells[0].source).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    declaring = ast.parse(cells[last].source).body
-    end = next(i for i, node in enumerate(declaring) if isinstance(node, ast.ClassDef)) + 1
-    namespace: dict = {"__name__": notebook.stem}
-    exec(compile(ast.Module([*imports, *declaring[:end]], []), str(notebook), "exec", dont_inherit=True), namespace)
-    return namespace["Parameters"]
+    injected = "# Parameters\n" + "".join(f"{name} = None\n" for name in values)
+    namespace: dict[str, Any] = {"__name__": notebook, "In": [defaults, injected]}
+    for code in (ast.Module(imports, []), defaults):
+        exec(compile(code, notebook, "exec", dont_inherit=True), namespace)
+    namespace |= values
+    exec(compile(check, notebook, "exec", dont_inherit=True), namespace)
+    return namespace
 
 
 CLASSES: dict[str, type[Parameters]] = {
     "linear.Config": linear.Config,
     "neural.Config": neural.Config,
     "llm.Settings": Settings,
-    **{f"{path.stem}.ipynb": declared(path) for path in NOTEBOOKS},
+    **{f"{name}.ipynb": validated(name)["Parameters"] for name in sorted(NOTEBOOKS)},
 }

@@ -1,18 +1,24 @@
 """The loop: against its slow twin, what it records, its controls, and several processes."""
 
+import io
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import llm_tools
 import oracles
 import pytest
 import torch
 import yaml
+from parameter_classes import validated
 
 from fpo.llm import Pipeline, rules, settings, train
+from fpo.llm.__main__ import main
 from fpo.llm.loop import Team, claimed, kept_settings
-from fpo.llm.oracles import Agreement, distinct_2, head_pairs, repetition
+from fpo.llm.oracles import Agreement, distinct_2, head_pairs, named_oracle, repetition
 from fpo.llm.prompts import Prompt, load_prompts, order
+from fpo.parameters import ParameterError
 
 
 class Recorded(Pipeline):
@@ -206,6 +212,38 @@ def test_an_oracle_of_ones_own(tiny):
     assert all(line["winner_utility"] == len(line["text"]) for line in by_hand)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("def f(:", "SyntaxError: invalid syntax"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise BaseException('two\\nlines')", "BaseException: two lines"),
+        ("import not_installed_anywhere", "ModuleNotFoundError: No module named 'not_installed_anywhere'"),
+        ("", "AttributeError: module 'odd_{}' has no attribute 'f'"),
+        ("def __getattr__(name): raise OSError(name)", "OSError: f"),
+        ("f = 3", None),
+    ],
+    ids=["zero", "syntax", "exit", "base", "missing", "empty", "lazy", "number"],
+)
+def test_an_oracle_that_cannot_be_imported(tmp_path, monkeypatch, request, content, reason):
+    (tmp_path / f"odd_{request.node.callspec.id}.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"odd_{request.node.callspec.id}:f"
+    with pytest.raises(ParameterError) as caught:
+        named_oracle(name)
+    told = reason and f"must be likelihood, answer, or MODULE:FUNCTION ({reason.format(request.node.callspec.id)}"
+    assert str(caught.value).startswith(f"oracle = '{name}': {told or 'not a function'}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", ":", ":f", "..x:f", "os.path", "a\0b:c", "\ud800:f", "x" * 5000 + ":f"])
+def test_an_oracle_that_has_no_such_name(name):
+    with pytest.raises(ParameterError, match="must be likelihood, answer, or MODULE:FUNCTION") as caught:
+        named_oracle(name)
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+
+
 def test_another_oracle_is_another_run(tiny, tmp_path):
     from fpo.llm import FolderError
 
@@ -261,6 +299,81 @@ def test_packaged_prompts():
             assert 3 <= len(answer.split()) <= 22, (prompt.id, answer)
 
 
+def test_only_a_newline_ends_a_line_of_prompts(tmp_path):
+    """JSON may hold U+2028, U+2029 and U+0085 as they are; Windows writes a byte order mark and CRLF."""
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"one{mark}two?", "correct": [f"a{mark}b"]} for mark in ("\u2028", "\u2029", "\x85", " ")]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    for start, end in (("", "\n"), ("\ufeff", "\n"), ("", "\r\n"), ("\ufeff", "\r\n"), ("\r\n", "\r\n\r\n")):
+        file.write_bytes((start + end.join(lines) + end).encode())
+        found = load_prompts(str(file), 10)
+        assert [(prompt.text, list(prompt.correct)) for prompt in found] == [
+            (row["prompt"], row["correct"]) for row in rows
+        ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (rb'{"prompt": "\ud800"}', "line 2 holds half a character, a lone surrogate"),
+        (rb'{"prompt": "Why?", "correct": ["So.", "\udfff"]}', "line 2 holds half a character"),
+        (rb'{"prompt": "Why?", "id": "\ud800"}', "line 2 holds half a character"),
+        (b'{"prompt": "Why?", "id": NaN}', "line 2 cannot be read (NaN is no number of JSON)"),
+        (b'{"prompt": "Why?", "odd": -Infinity}', "line 2 cannot be read (-Infinity is no number of JSON)"),
+        (b'{"prompt": "Why?", "odd": ' + b"9" * 5000 + b"}", "line 2 cannot be read (Exceeds the limit"),
+        (b'{"prompt": "Why?", "odd": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "line 2 cannot be read (maximum rec"),
+        (b'{"prompt": "Why?", "prompt": "How?"}', "line 2 cannot be read (a name is given twice)"),
+        (b'{"prompt": "Why?", "id": ["a"]}', 'line 2: "id" is neither a text nor a whole number'),
+        (b'{"prompt": "Why?", "id": null}', 'line 2: "id" is neither a text nor a whole number'),
+        (b'{"prompt": "\xed\xa0\x80"}', "the file is not UTF-8 text"),
+        (b'{"prompt": "Wh\ry?"}', "line 2 is not JSON"),
+    ],
+    ids=range(12),
+)
+def test_a_line_that_is_no_prompt(tmp_path, line, reason):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b'{"prompt": "Why?"}\n' + line + b"\n")
+    with pytest.raises(ParameterError) as caught:
+        load_prompts(str(file), 10)
+    assert str(caught.value).startswith(f"prompts = {str(file)!r}: {reason}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_source_of_prompts_that_is_none(tmp_path, monkeypatch):
+    """Whatever is here is not asked for on the hub; and what the hub says comes as one message."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "prompts.json").write_text('{"prompt": "Why?"}')
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append(name)
+        raise LookupError("no\nsuch data set")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    cases = {
+        "owner/name": "is a folder here",
+        "owner/name:train": "is a folder here",
+        str(tmp_path): "is a folder here",
+        ".": "is a folder here",
+        "prompts.json": "is a file here",
+        "folder.jsonl": "there is no such file",
+        "~nobody-of-this-name/x.jsonl": "there is no such file",
+        "./nowhere": "must be packaged, FILE.jsonl, or owner/name:split of the hub",
+        "a b": "must be packaged",
+        "a\nb": "must be packaged",
+        "x" * 10**5 + "/" * 9: "must be packaged",
+        "owner/other": "the hub does not give it (LookupError: no such data set)",
+    }
+    for source, reason in cases.items():
+        with pytest.raises(ParameterError) as caught:
+            load_prompts(source, 10)
+        assert f": {reason}" in str(caught.value), source
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
+    assert asked == ["owner/other"]
+
+
 def test_every_prompt_once_before_any_again():
     taken = order(5, 13, seed=3)
     assert sorted(taken[:5]) == sorted(taken[5:10]) == list(range(5)) and len(taken) == 13
@@ -298,3 +411,130 @@ def test_a_folder_is_claimed_once(tiny, tmp_path):
     with claimed(tmp_path / "run", kept_settings(settings(**tiny)), Team()):
         with pytest.raises(FolderError, match="in use"):
             train(settings(**tiny), tmp_path / "run")
+
+
+# The command line
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The command line with a run that only tells what it was asked for; returns status, settings and stderr."""
+
+    def run(*words):
+        asked = []
+
+        def play(chosen, folder):
+            asked.append(chosen)
+            return [{"labels": 2}]
+
+        monkeypatch.setattr("fpo.llm.__main__.train", play)
+        status = main(list(words))
+        return status, (asked or [None])[0], capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "message"),
+    [
+        (None, ["--set", "steps"], "--set 'steps': must be NAME=VALUE"),
+        (None, ["--set", "=3"], "--set '=3': must be NAME=VALUE"),
+        (None, ["--set", "steps=[1"], "--set 'steps=[1': not YAML (ParserError: while parsing a flow sequence"),
+        (None, ["--set", "steps=!!bool x"], "--set 'steps=!!bool x': not YAML (KeyError: 'x')"),
+        (None, ["--set", "steps=2020-99-99"], "--set 'steps=2020-99-99': not YAML (ValueError: month must be"),
+        (None, ["--set", "steps=" + "[" * 500], "not YAML (RecursionError"),
+        (None, ["--set", "steps=" + "9" * 5000], "not YAML (ValueError: Exceeds the limit"),
+        (None, ["--set", "steps={a: 1, a: 2}"], "not YAML (ConstructorError: 'a' is given twice)"),
+        (None, ["--set", "steps=1", "--set", "steps=2"], "--set 'steps=2': 'steps' is given twice"),
+        (None, ["--profile", "llama-3.2-1b", "--set", "profile=smollm2-135m"], "'profile' is given twice"),
+        (None, ["--profile", "gpt"], "profile = 'gpt': must be one of"),
+        (None, ["--set", "profile=[x]"], "profile = ['x']: must be one of"),
+        (None, ["--set", "self=3"], "self = 3: no such parameter"),
+        (None, ["--set", "a\nb=3"], r"'a\nb' = 3: no such parameter"),
+        (None, ["--set", "system=2020-01-01"], "system = datetime.date(2020, 1, 1): must be a text of at most 10,000"),
+        (None, ["--file", "{}"], "cannot be read as UTF-8 text ([Errno 2] No such file"),
+        (b"\xff", ["--file", "{}"], "cannot be read as UTF-8 text ('utf-8' codec can't decode"),
+        (b"", ["--file", "{}"], "holds None, must be a mapping, name: value"),
+        (b"- 1\n- 2", ["--file", "{}"], "holds [1, 2], must be a mapping, name: value"),
+        (b"1: 2", ["--file", "{}"], "holds {1: 2}, must be a mapping, name: value"),
+        (b"steps: [1", ["--file", "{}"], "not YAML (ParserError: while parsing a flow sequence in"),
+        (b"steps: 1\nrule: kl\nsteps: 2", ["--file", "{}"], "not YAML (ConstructorError: 'steps' is given twice)"),
+        (b"steps: 1\0", ["--file", "{}"], "not YAML (ReaderError: unacceptable character"),
+    ],
+    ids=range(23),
+)
+def test_the_command_refuses_in_one_message(command, tmp_path, content, words, message):
+    file = tmp_path / "settings.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    status, asked, told = command(str(tmp_path / "run"), *(str(file) if word == "{}" else word for word in words))
+    assert (status, asked) == (1, None)
+    lines = told.splitlines()
+    assert message in lines[-1] and len(lines) <= 2 and max(map(len, lines)) < 1500
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_goes_before_the_file(command, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(b"\xef\xbb\xbfprofile: llama-3.2-1b\r\nsteps: 8\r\nrule: kl\r\n")
+    _, asked, _ = command("run", "--file", str(file), "--set", "steps=4")
+    assert (asked.profile, asked.steps, asked.rule) == ("llama-3.2-1b", 4, "kl")
+    _, asked, _ = command("run", "--file", str(file), "--profile", "smollm2-135m")
+    assert (asked.profile, asked.steps, asked.dtype) == ("smollm2-135m", 8, "float32")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: the same command goes on from the last checkpoint\n"),
+        (ValueError("run/settings.json is damaged"), 1, "run/settings.json is damaged\n"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device\n"),
+    ],
+    ids=["interrupt", "value", "disk"],
+)
+def test_the_command_ends_in_one_line(monkeypatch, capsys, raised, status, message):
+    def play(chosen, folder):
+        raise raised
+
+    monkeypatch.setattr("fpo.llm.__main__.train", play)
+    assert main(["run"]) == status
+    assert capsys.readouterr().err == message
+
+
+def test_a_folder_that_the_terminal_cannot_show(monkeypatch):
+    monkeypatch.setattr("fpo.llm.__main__.train", lambda chosen, folder: [{"labels": 2}])
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", shown)
+    assert main(["caf\xe9\udcff"]) == 0
+    shown.flush()
+    assert shown.buffer.getvalue().rstrip() == rb"1 steps, 2 oracle labels: caf\xe9\udcff/trace.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["oracle:answer"], "overrides: 'oracle:answer': must be \"name: value\""),
+        (["a: 1\nb: 2"], r"overrides: 'a: 1\nb: 2': must be"),
+        (["1: 2"], "overrides: '1: 2': must be"),
+        ([""], "overrides: '': must be"),
+        (["[1"], "overrides: '[1': not YAML (ParserError: "),
+        (["a: !!timestamp x"], "overrides: 'a: !!timestamp x': not YAML (AttributeError: "),
+        (["steps: 3"], "overrides: 'steps: 3': the notebook sets steps itself"),
+        (["play: []"], "overrides: 'play: []': the notebook sets play itself"),
+        (["rule: exact"], "overrides: 'rule: exact': the notebook sets rule itself"),
+        (["oracle: answer", "oracle: likelihood"], "overrides: 'oracle: likelihood': 'oracle' is given twice"),
+        (["orakel: answer"], "orakel = 'answer': no such parameter"),
+        (["lora_rank: 0"], "lora_rank = 0: must be a whole number from 1"),
+        ("oracle: answer", "overrides = 'oracle: answer': must be a list of texts, each"),
+    ],
+    ids=range(13),
+)
+def test_the_chapters_overrides_in_one_message(entries, message):
+    with pytest.raises(ParameterError) as caught:
+        validated("llm_pipeline", overrides=entries)
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) <= 2
+
+
+def test_the_chapters_overrides_count():
+    made = validated("llm_pipeline", overrides=["oracle: answer", "lora_rank: 4"], steps=6)["settings"]
+    assert (made.oracle, made.lora_rank, made.steps) == ("answer", 4, 6)

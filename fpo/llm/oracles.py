@@ -13,7 +13,7 @@ import torch
 
 from fpo.llm.models import RewardModel
 from fpo.llm.prompts import Prompt
-from fpo.parameters import ParameterError
+from fpo.parameters import ParameterError, brief, one_line
 
 Oracle = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 
@@ -88,7 +88,7 @@ def check_answers(prompts: Sequence[Prompt], needed_by: str, incorrect: bool = F
     for prompt in prompts:
         if not prompt.correct or (incorrect and not prompt.incorrect):
             raise ParameterError(
-                f'{needed_by} needs answers: prompt {prompt.id!r} has no "correct" or "incorrect" ones'
+                f'{needed_by} needs answers: prompt {brief(prompt.id)} has no "correct" or "incorrect" ones'
             )
 
 
@@ -98,15 +98,20 @@ def named_oracle(name: str) -> Oracle:
     Raises
     ------
     ParameterError
-        If there is no such module or function.
+        If there is no such module or function, or the module fails on import.
     """
     module, _, function = name.partition(":")
     try:
-        found = getattr(import_module(module), function or "")
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ParameterError(f"oracle = {name!r}: must be likelihood, answer, or MODULE:FUNCTION ({error})") from error
+        found = getattr(import_module(module), function)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module that is imported may raise anything, SystemExit too
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ParameterError(
+            f"oracle = {brief(name)}: must be likelihood, answer, or MODULE:FUNCTION ({reason})"
+        ) from error
     if not callable(found):
-        raise ParameterError(f"oracle = {name!r}: not a function")
+        raise ParameterError(f"oracle = {brief(name)}: not a function")
     return found
 
 

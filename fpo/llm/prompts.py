@@ -1,12 +1,15 @@
 """Prompts: the package's own, a JSONL file, or a data set of the hub by name."""
 
 import json
+import os
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
-from fpo.parameters import ParameterError
+from fpo.parameters import ParameterError, brief, one_line
 
 DATA = Path(__file__).parent / "data"
 
@@ -22,48 +25,78 @@ class Prompt:
     keywords: tuple[str, ...] = ()
 
 
-def _refuse(source: str, reason: str) -> None:
-    raise ParameterError(f"prompts = {source!r}: {reason}")
+def _refuse(source: str, reason: str) -> NoReturn:
+    raise ParameterError(f"prompts = {brief(source, 300)}: {reason}")
 
 
 def _prompt(source: str, line: int, row: object) -> Prompt:
     where = f"line {line}"
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         _refuse(source, f'{where} is not an object with a text "prompt"')
+    if type(row.get("id", line)) not in (str, int):
+        _refuse(source, f'{where}: "id" is neither a text nor a whole number')
     lists = {}
     for name in ("correct", "incorrect", "keywords"):
         values = row.get(name, [])
         if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
             _refuse(source, f'{where}: "{name}" is not a list of texts')
         lists[name] = tuple(values)
-    return Prompt(str(row.get("id", line)), row["prompt"].strip(), **lists)
+    made = Prompt(str(row.get("id", line)), row["prompt"].strip(), **lists)
+    try:
+        "".join((made.id, made.text, *made.correct, *made.incorrect, *made.keywords)).encode()
+    except UnicodeEncodeError:
+        _refuse(source, f"{where} holds half a character, a lone surrogate")
+    return made
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a name is given twice")
+    return made
 
 
 def _from_file(source: str, path: Path) -> list[Prompt]:
-    if not path.is_file():
-        _refuse(source, "there is no such file")
-    found = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        if not path.is_file():
+            _refuse(source, "there is no such file")
+        # At "\n" alone: a text may hold what else counts as the end of a line. JSON skips the "\r" of a "\r\n".
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        _refuse(source, f"cannot be read ({one_line(error)})")
     except UnicodeDecodeError:
         _refuse(source, "the file is not UTF-8 text")
+    found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_object)
             except json.JSONDecodeError as error:
                 _refuse(source, f"line {number} is not JSON ({error.msg})")
+            except (ValueError, RecursionError) as error:  # a number or a nesting without end
+                _refuse(source, f"line {number} cannot be read ({one_line(error)})")
             found.append(_prompt(source, number, row))
     return found
 
 
 def _from_hub(source: str, count: int) -> list[Prompt]:
+    name, _, split = source.partition(":")
+    if os.path.exists(name):
+        _refuse(source, f"is a {'folder' if os.path.isdir(name) else 'file'} here; prompts are read from a FILE.jsonl")
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", source, re.ASCII):
+        _refuse(source, "must be packaged, FILE.jsonl, or owner/name:split of the hub")
     try:
         from datasets import load_dataset
     except ImportError:
         _refuse(source, "a data set of the hub needs the package datasets: pip install datasets")
-    name, _, split = source.partition(":")
-    rows = load_dataset(name, split=f"{split or 'train'}[:{count}]")
+    try:
+        rows = load_dataset(name, split=f"{split or 'train'}[:{count}]")
+    except Exception as error:  # datasets raises a different type for each reason
+        _refuse(source, f"the hub does not give it ({type(error).__name__}: {one_line(error)})")
     if "prompt" not in rows.column_names:
         _refuse(source, f"the data set has no column prompt, only {', '.join(rows.column_names)}")
     return [_prompt(source, number, {"id": str(number), "prompt": text}) for number, text in enumerate(rows["prompt"])]
@@ -87,7 +120,7 @@ def load_prompts(source: str, count: int) -> Sequence[Prompt]:
         split = source.partition(":")[2] or "train"
         found = _from_file(source, DATA / f"{split}.jsonl")
     elif source.endswith(".jsonl"):
-        found = _from_file(source, Path(source).expanduser())
+        found = _from_file(source, Path(os.path.expanduser(source)))
     else:
         found = _from_hub(source, count)
     if not found:

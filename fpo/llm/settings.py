@@ -1,12 +1,14 @@
 """Settings of a run: profiles chosen by name, every field open to be replaced."""
 
+from collections.abc import Collection, Iterable
 from types import MappingProxyType
 from typing import Any, Literal
 
+import yaml
 from pydantic import Field
 
 from fpo.llm.rules import RULES
-from fpo.parameters import Parameters, real, whole
+from fpo.parameters import ParameterError, Parameters, brief, one_line, real, whole
 
 RuleName = Literal[RULES]
 
@@ -134,4 +136,57 @@ def settings(profile: str = "smollm2-135m", **changes: Any) -> Settings:
     >>> settings("llama-3.2-1b", quantization="4bit").lora_dropout
     0.05
     """
-    return Settings(**{**PROFILES.get(profile, {}), "profile": profile, **changes})
+    known = PROFILES.get(profile, {}) if isinstance(profile, str) else {}
+    return Settings(**{**known, "profile": profile, **changes})
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a name given twice is an error, where the first would be lost without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for twice in (key for number, key in enumerate(keys) if key in keys[:number]):
+            raise yaml.constructor.ConstructorError(None, None, f"{brief(twice)} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """A value written in YAML.
+
+    Raises
+    ------
+    ParameterError
+        If it is not YAML, or gives a name twice; the message begins with `source`.
+    """
+    try:
+        return yaml.load(text, Loader=_Strict)
+    except Exception as error:  # beside YAMLError, the constructors raise a different type for each kind of damage
+        raise ParameterError(f"{source}: not YAML ({type(error).__name__}: {one_line(error)})") from None
+
+
+def overridden(texts: Iterable[str], own: Collection[str]) -> dict[str, Any]:
+    """The settings that a notebook's list `overrides` gives; `own` are the names that the notebook sets itself.
+
+    Raises
+    ------
+    ParameterError
+        For a text that is not `name: value`, a name of `own`, or one that is given twice.
+
+    Examples
+    --------
+    >>> overridden(["oracle: answer", "lora_rank: 4"], own=["steps"])
+    {'oracle': 'answer', 'lora_rank': 4}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        entry = f"overrides: {brief(text)}"
+        given = read_yaml(text, entry)
+        if not isinstance(given, dict) or [type(name) for name in given] != [str]:
+            raise ParameterError(f'{entry}: must be "name: value"')
+        (name,) = given
+        if name in own:
+            raise ParameterError(f"{entry}: the notebook sets {name} itself")
+        if name in found:
+            raise ParameterError(f"{entry}: {brief(name)} is given twice")
+        found |= given
+    return found
