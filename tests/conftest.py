@@ -1,17 +1,34 @@
-"""What several test files share: the book as built from the committed outputs, and the browser."""
+"""What several test files share: the book as built from the committed outputs, the browser, chapters executed once."""
 
 from __future__ import annotations
+
+import fpo  # isort: skip  # before torch: it lets idle threads sleep, here and in every process that is started from here
 
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
+import chapters
 import llm_tools
 import pages
 import pytest
+from progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
+assert fpo  # imported for what it does
+
+
+def pytest_configure(config):
+    config.stash[chapters.FOLDER] = folder = tempfile.TemporaryDirectory(prefix="results-")
+    config.add_cleanup(folder.cleanup)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Progress(config))
+
+
+def pytest_collection_modifyitems(items, config):
+    chapters.extend(items, Path(config.stash[chapters.FOLDER].name))
 
 
 @pytest.fixture(scope="session")

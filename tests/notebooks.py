@@ -141,6 +141,10 @@ def _claims_faults(cells: list, name: str) -> Iterator[Fault]:
 def _style_faults(cells: list) -> Iterator[Fault]:
     if not cells or cells[0].cell_type != "markdown" or not re.search(r"^# \S", cells[0].source, re.MULTILINE):
         yield Fault(0 if cells else -1, "title", "the first cell is not markdown with a title")
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    modules = [found[1] for found in re.finditer(r"^(?:from|import) (fpo|torch|transformers)\b", code, re.MULTILINE)]
+    if "fpo" in modules[1:] and modules[0] != "fpo":
+        yield Fault(-1, "import order", f"fpo is imported after {modules[0]}, whose idle threads then spin")
     for i, cell in enumerate(cells):
         if litter := LITTER & set(cell.metadata):
             yield Fault(i, "metadata", f"the cell carries {', '.join(sorted(litter))}")

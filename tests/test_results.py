@@ -5,8 +5,8 @@ import json
 import re
 from pathlib import Path
 
+import chapters
 import numpy as np
-import papermill
 import pytest
 from pydantic import ValidationError
 
@@ -139,46 +139,114 @@ def test_judge(evidence, expected):
     assert results.judge(*evidence, ours=True) == ("new" if expected == "reproduced" else expected)
 
 
-# Relative; the language model computes in float32, whose last digits depend on the machine.
-ROUNDING = {"llm_pipeline": 1e-3}
+# Digits that repeat, and the comparison that knows them
 
 
-def differences(ours, theirs, where="results", rounding=1e-6):
-    """Paths at which two JSON values differ by more than rounding."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        unshared = [f"{where}.{key}" for key in ours.keys() ^ theirs.keys()]
-        return unshared + [
-            d
-            for key in ours.keys() & theirs.keys()
-            for d in differences(ours[key], theirs[key], f"{where}.{key}", rounding)
-        ]
-    if isinstance(ours, list) and isinstance(theirs, list):
-        if len(ours) != len(theirs):
-            return [where]
-        pairs = enumerate(zip(ours, theirs, strict=True))
-        return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}.{i}", rounding)]
-    if isinstance(ours, float) and isinstance(theirs, float):
-        return [] if abs(ours - theirs) <= rounding * (2 + abs(ours)) else [where]
-    return [] if ours == theirs and type(ours) is type(theirs) else [where]
+def test_fewer_digits_are_kept_where_fewer_repeat():
+    digits = {"chaos": 1, "chaos.calm": 3, "gap.1": 2}
+    values = {"chaos": {"a": np.array([1.234, 1.96]), "calm": 1.23456}, "gap": [1.23456789, 1e-9], "chaotic": 1.234}
+    stored = results.plain(values, digits)
+    assert stored == {"chaos": {"a": [1.2, 2.0], "calm": 1.235}, "gap": [1.234568, 0.0], "chaotic": 1.234}
+
+
+def test_written_digits_are_those_that_were_asked_for(tmp_path):
+    path = tmp_path / "x.json"
+    results.write("x", Some(results_path=str(path)), {"a": 0.123456}, [CLAIM], digits={"a": 2})
+    content = json.loads(path.read_text())
+    assert content["results"] == {"a": 0.12} and content["digits"] == {"a": 2}
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_digits_name_results_that_are_there(path):
+    content = json.loads(path.read_text())
+    for place in content["digits"]:
+        found = content["results"]
+        for key in place.split("."):
+            assert key in found, place
+            found = found[key]
+
+
+ROLE = re.compile(r"\{result\}`(\w+)/([^:`|\\]+)\\*\|\.(\d+)([f%])`")
+
+
+def shown_too_finely(text: str, digits: dict[str, dict[str, int]]) -> list[str]:
+    """Numbers of a text that are shown with more decimals than their results file keeps."""
+    found = []
+    for role in ROLE.finditer(text):
+        notebook, path, decimals, kind = role.groups()
+        kept = results.decimals_at(path, digits[notebook])
+        if kept is not None and int(decimals) + 2 * (kind == "%") > kept:
+            found.append(role[0])
+    return found
+
+
+def test_no_number_is_shown_with_more_digits_than_repeat():
+    digits = {path.stem: json.loads(path.read_text())["digits"] for path in COMMITTED}
+    pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    assert len(ROLE.findall(text)) > 200
+    assert shown_too_finely(text, digits) == []
+
+
+def test_a_number_with_too_many_digits_is_seen():
+    text = r"{result}`a/b.c|.2f` {result}`a/b.c\\|.1f` {result}`a/b|.1%` {result}`a/d|.6f` {result}`a/b.c|.0%`"
+    assert shown_too_finely(text, {"a": {"b": 2, "b.c": 1}}) == [
+        "{result}`a/b.c|.2f`", "{result}`a/b|.1%`", "{result}`a/b.c|.0%`",
+    ]  # fmt: skip
+
+
+def test_rounding_errors_are_stored_as_bounds():
+    assert results.bound(-3e-16, 1e-12) == 1e-12 and results.bound(1e-11, 1e-12) == 1e-11
+    assert np.isnan(results.bound(np.nan, 1e-12))
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_no_rounding_error_is_stored_with_its_digits(path):
+    """A number that small has no digits that repeat: it is a bound, a power of ten, or 0."""
+
+    def numbers(value):
+        if isinstance(value, dict | list):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from numbers(item)
+        elif isinstance(value, float):
+            yield value
+
+    small = {value for value in numbers(json.loads(path.read_text())["results"]) if 0 < abs(value) < 1e-8}
+    assert all(float(f"{value:.0e}") == value and f"{value:e}".startswith("1.0") for value in small), small
 
 
 def test_differences_sees_what_it_should():
     ours = {"a": [1.0, None], "b": "x", "c": 1}
-    assert differences(ours, {"a": [1.0 + 1e-9, None], "b": "x", "c": 1}) == []
-    found = differences(ours, {"a": [1.00001, 0.0], "b": "y", "d": 1})
-    assert sorted(found) == ["results.a.0", "results.a.1", "results.b", "results.c", "results.d"]
+    assert chapters.differences(ours, {"a": [1.0 + 1e-9, None], "b": "x", "c": 1}) == []
+    found = chapters.differences(ours, {"a": [1.00001, 0.0], "b": "y", "d": 1})
+    assert sorted(found) == ["a.0", "a.1", "b", "c", "d"]
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_committed_results_are_what_the_notebook_computes(path, tmp_path):
-    fresh = tmp_path / path.name
-    notebook = path.parents[1] / f"{path.stem}.ipynb"
-    papermill.execute_notebook(
-        notebook, None, {"results_path": str(fresh)}, cwd=notebook.parent, progress_bar=False, log_output=False
-    )
-    committed, new = json.loads(path.read_text()), json.loads(fresh.read_text())
-    for part in ("notebook", "parameters", "results", "claims"):
-        assert differences(committed[part], new[part], part, ROUNDING.get(path.stem, 1e-6)) == []
+def test_differences_knows_each_numbers_digits():
+    ours, digits = {"loose": {"a": 2.3}, "tight": 2.3, "count": 3}, {"loose": 1}
+    assert chapters.differences(ours, {"loose": {"a": 2.4}, "tight": 2.3, "count": 3}, digits) == []
+    theirs = {"loose": {"a": 2.5}, "tight": 2.30001, "count": 4}
+    assert sorted(chapters.differences(ours, theirs, digits)) == ["count", "loose.a", "tight"]
+
+
+@pytest.mark.parametrize(
+    ("text", "committed", "same"),
+    [
+        ("0.25 of it", "0.26 of it", True),
+        ("0.25 of it", "0.27 of it", False),
+        ("0.99", "1.00", True),
+        ("-0.00 and 1,234.5", "0.00 and 1,234.6", True),
+        ("25 of 64", "26 of 64", False),
+        ("under 1e-9", "under 1e-8", False),
+        ("1.2e-9", "1.3e-9", False),
+        ("0.2", "0.25", False),
+        ("0.25", "0.25, 0.25", False),
+        ("new 0.25", "partly 0.25", False),
+        ("0.25%.", "0.26%.", True),
+    ],
+)
+def test_only_the_last_digit_of_a_decimal_number_may_be_another_one(text, committed, same):
+    assert (chapters.snapped(text, committed) == committed) == same
 
 
 def test_headline_is_drawn_from_the_committed_results():
