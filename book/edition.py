@@ -64,8 +64,8 @@ def read_parameters(given, known):
         content = yaml.load(from_caller(given).read_text(encoding="utf8"), Loader=StrictLoader)
     except OSError as error:
         raise BadInput(f"PARAMETERS is {given!r}, which cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"PARAMETERS is {given!r}, which is not YAML: {error}") from None
+    except Exception as error:  # beside YAMLError, the constructors raise a different type for each kind of damage
+        raise BadInput(f"PARAMETERS is {given!r}, which is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadInput(f"PARAMETERS is {given!r}, which holds {content!r}: expected a mapping, notebook: parameters")
     title = content.pop("title", None)
