@@ -13,7 +13,7 @@ import torch
 import yaml
 from parameter_classes import validated
 
-from fpo.llm import Pipeline, rules, settings, train
+from fpo.llm import FolderError, ModelError, Pipeline, rules, settings, train
 from fpo.llm.__main__ import main
 from fpo.llm.loop import Team, claimed, kept_settings
 from fpo.llm.oracles import Agreement, distinct_2, head_pairs, named_oracle, repetition
@@ -245,8 +245,6 @@ def test_an_oracle_that_has_no_such_name(name):
 
 
 def test_another_oracle_is_another_run(tiny, tmp_path):
-    from fpo.llm import FolderError
-
     chosen = settings(**tiny, steps=2, window=2)
     train(chosen, tmp_path / "run", oracle=shout)
     with pytest.raises(FolderError, match="oracle = 'test_llm:shout' there, 'likelihood' now"):
@@ -406,8 +404,6 @@ def test_two_processes_agree_with_one(tiny, tmp_path):
 
 
 def test_a_folder_is_claimed_once(tiny, tmp_path):
-    from fpo.llm import FolderError
-
     with claimed(tmp_path / "run", kept_settings(settings(**tiny)), Team()):
         with pytest.raises(FolderError, match="in use"):
             train(settings(**tiny), tmp_path / "run")
@@ -489,8 +485,11 @@ def test_the_command_line_goes_before_the_file(command, tmp_path):
         (KeyboardInterrupt(), 130, "interrupted: the same command goes on from the last checkpoint\n"),
         (ValueError("run/settings.json is damaged"), 1, "run/settings.json is damaged\n"),
         (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device\n"),
+        (FolderError("a\nb is in use"), 1, "a b is in use\n"),
+        (ModelError("x" * 10**5), 1, "x" * 1997 + "...\n"),
+        (ValueError(), 1, "ValueError\n"),
     ],
-    ids=["interrupt", "value", "disk"],
+    ids=["interrupt", "value", "disk", "lines", "long", "nothing"],
 )
 def test_the_command_ends_in_one_line(monkeypatch, capsys, raised, status, message):
     def play(chosen, folder):

@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     # A ValueError is a ParameterError, or says which file of the folder cannot be read.
     except (ValueError, ModelError, FolderError, TrainingError, OSError) as error:
-        print(error, file=sys.stderr)
+        told = error if isinstance(error, ParameterError) else one_line(error, 2000) or type(error).__name__
+        print(told, file=sys.stderr)
         return 1
     told = f"{len(trace)} steps, {trace[-1]['labels']} oracle labels: {given.folder}/trace.jsonl"
     # A folder's name may hold what the terminal cannot show.
