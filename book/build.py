@@ -13,16 +13,31 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from copy import deepcopy
 from itertools import groupby
 from pathlib import Path
 
 import nbformat
 import papermill
-from edition import RECORD, BadInput, mark, read_folder, read_parameters, record
+from edition import (
+    RECORD,
+    BadInput,
+    contents,
+    digest,
+    mark,
+    packages,
+    read_folder,
+    read_parameters,
+    record,
+    refuse_strangers,
+)
+from filelock import FileLock, Timeout
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.translators import translate_parameters
 from sphinx_external_toc.parsing import parse_toc_yaml
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of the notebooks' kernels sleep: see fpo/__init__.py
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
@@ -238,6 +253,24 @@ def render_strictly(source, out):
         raise Failed("the pages did not render: see the warnings above, each of which counts as an error")
 
 
+def render_or_reuse(source, out):
+    """Like `render_strictly`, but pages that were rendered from the same things before are taken as they are.
+
+    All of the stage counts, the extensions and this file with it, and so do pins, installed packages and Python.
+    """
+    kept = out.parent / "rendered"
+    made_from = [contents(source), digest(ROOT / "constraints.txt"), packages(), sys.version]
+
+    def key():
+        return hashlib.sha256(json.dumps([*made_from, contents(out)], sort_keys=True).encode()).hexdigest()
+
+    if kept.is_file() and kept.read_text(encoding="utf8") == key():
+        print("pages: unchanged, reused", flush=True)
+        return
+    render_strictly(source, out)
+    kept.write_text(key(), encoding="utf8")
+
+
 def tell(out):
     """Say where the book can be read."""
     print(f"Open {(out / 'index.html').as_uri()}")
@@ -246,6 +279,26 @@ def tell(out):
 # Commands
 
 
+@contextmanager
+def alone():
+    """Wait, with one line, while another build runs in this checkout: it would lose its files to this one.
+
+    The lock is the system's own: it ends with its process, however that ends.
+    """
+    BUILD.mkdir(exist_ok=True)
+    lock = FileLock(BUILD / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"another build is running in {ROOT}: waiting for it to end (Ctrl-C gives up)", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@alone()
 def build_book():
     """Execute what has changed, render, say where the first page is."""
     source = stage(BUILD / "book" / "source")
@@ -253,16 +306,18 @@ def build_book():
     for count, name in enumerate(names, start=1):
         execute_or_reuse(name, source, {}, f"{count} of {len(names)}")
     draw_headline(source)
-    render_strictly(source, BUILD / "book" / "html")
+    render_or_reuse(source, BUILD / "book" / "html")
     tell(BUILD / "book" / "html")
 
 
+@alone()
 def build_html():
     """Render the committed outputs."""
-    render_strictly(stage(BUILD / "html" / "source"), BUILD / "html" / "html")
+    render_or_reuse(stage(BUILD / "html" / "source"), BUILD / "html" / "html")
     tell(BUILD / "html" / "html")
 
 
+@alone()
 def refresh():
     """Execute every notebook; when all are done, update the committed notebooks, results and headline figure."""
     source = stage(BUILD / "refresh" / "source")
@@ -287,23 +342,29 @@ def build_edition(parameters_file, folder):
     out = read_folder(folder, ROOT)
     title, parameters = read_parameters(parameters_file, {name: parameter_names(name) for name in notebook_names()})
     check_values(parameters)
+    write_edition(out, title, parameters)
+    tell(out / "html")
+
+
+@alone()
+def write_edition(out, title, parameters):
+    """Execute and render an edition beside its folder, then put it there."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=".edition-"))
-    try:
-        source = stage(work / "source")
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".edition-", ignore_cleanup_errors=True) as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        source = stage(new / "source")
         for count, (name, values) in enumerate(parameters.items(), start=1):
             execute_or_reuse(name, source, values, f"{count} of {len(parameters)}")
         draw_headline(source)
         mark(source / "_config.yml", title, parameters)
-        render_strictly(source, work / "html")
+        render_strictly(source, new / "html")
         originals = [notebook_path(name) for name in parameters] + sorted((ROOT / "fpo").rglob("*.py"))
-        record(work / RECORD, title, parameters, originals, ROOT)
-        work.chmod(0o755)
-        shutil.rmtree(out, ignore_errors=True)
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    tell(out / "html")
+        record(new / RECORD, title, parameters, originals, ROOT)
+        # Once more: the reader may have put something there since.
+        refuse_strangers(out)
+        if out.exists():
+            out.rename(old)
+        new.rename(out)
 
 
 def main(arguments=None):

@@ -34,16 +34,54 @@ def read_folder(given, root):
     out = from_caller(given)
     if out.is_relative_to(root):
         build, top = root / "_build", root.joinpath(*out.relative_to(root).parts[:1])
-        if top == root or out == build or (top.exists() and top != build and not (top / RECORD).is_file()):
+        if top == root or out == build or (top.exists() and top != build and written(top) is None):
             raise BadInput(f"OUT is {given!r}, among the book's sources: choose a new folder, or one below _build")
     if out.exists() and not out.is_dir():
         raise BadInput(f"OUT is {given!r}, which is a file: choose a new or empty folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file():
-        raise BadInput(f"OUT is {given!r}, which is not empty: choose a new or empty folder, or an earlier edition")
+    refuse_strangers(out)
     parent = next(folder for folder in out.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise BadInput(f"OUT is {given!r}, but {str(parent)!r} is no folder that can be written to")
     return out
+
+
+def contents(folder):
+    """Digest of every file below a folder, by its path there; None for what is no regular file, such as a link."""
+    found = {}
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink() or not path.is_dir():
+                name = path.relative_to(folder).as_posix()
+                found[name] = digest(path) if path.is_file() and not path.is_symlink() else None
+    return found
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def written(folder):
+    """What an edition wrote into a folder, as in `contents`; None if the folder holds no record of one."""
+    try:
+        content = json.loads((folder / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return None
+    files = content.get("files") if isinstance(content, dict) else None
+    return files if isinstance(files, dict) else None
+
+
+def refuse_strangers(out):
+    """Refuse a folder that holds anything that an edition did not write, or not as it is now: it would be lost."""
+    there, ours = contents(out), written(out)
+    if ours is not None:
+        del there[RECORD]
+        there = [name for name, found in there.items() if found is None or ours.get(name) != found]
+    if there:
+        names = ", ".join(sorted(there)[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
+        raise BadInput(
+            f"OUT is {str(out)!r}, which is not empty and holds what no edition wrote: {names}. "
+            "Choose a new or empty folder, or an earlier edition as it was made"
+        )
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -111,19 +149,23 @@ def shortened(value, width=40):
 
 
 def record(file, title, parameters, originals, root):
-    """Write down what an edition was made from."""
-    packages = sorted(importlib.metadata.distributions(), key=lambda package: package.name.lower())
+    """Write down what an edition was made from, and all that it wrote into its folder: a later one removes no more."""
     content = {
         "title": title,
         "parameters": parameters,
-        "sha256": {
-            path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in originals
-        },
+        "sha256": {path.relative_to(root).as_posix(): digest(path) for path in originals},
         "commit": commit(root),
         "python": platform.python_version(),
-        "packages": {package.name: package.version for package in packages},
+        "packages": packages(),
+        "files": contents(file.parent),
     }
     file.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf8")
+
+
+def packages():
+    """The version of every installed package."""
+    found = sorted(importlib.metadata.distributions(), key=lambda package: package.name.lower())
+    return {package.name: package.version for package in found}
 
 
 def commit(root):

@@ -4,88 +4,19 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from pathlib import Path
+import subprocess
+import sys
+from unittest.mock import ANY
 
 import nbformat
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = {
-    "book/index.md": "# Tiny\n\nThe total is {result}`first/total|d`.\n",
-    "book/claims.md": "# Claims\n\n```{claims-table}\n```\n",
-}
-TOC = """format: jb-book
-root: book/index
-chapters:
-- file: notebooks/first
-- file: notebooks/second
-- file: book/claims
-"""
-HEADLINE = """import json, sys
-from pathlib import Path
-total = json.loads(Path(sys.argv[1], "first.json").read_text())["results"]["total"]
-Path(sys.argv[2]).write_text(f'<svg xmlns="http://www.w3.org/2000/svg"><text>{total}</text></svg>')
-"""
-VALIDATE = """if not isinstance(steps, int) or steps <= 0:
-    raise ValueError(f"steps = {steps!r}: expected a positive whole number")"""
-WORK = """import sys
-from tqdm import tqdm
-assert steps < 100, "too many steps"
-for _ in tqdm(range(steps)):
-    print("step")
-print("warned", file=sys.stderr)
-total = steps * fpo.FACTOR"""
-RESULTS = """claim = {{"id": "x", "statement": "$x$", "source": "us", "value": "1", "verdict": "new", "rule": ""}}
-content = {{"notebook": "{name}", "parameters": {{"steps": steps}}, "environment": {{}}}}
-content |= {{"results": {{"total": total}}, "claims": [claim]}}
-if results_path:
-    Path(results_path).write_text(json.dumps(content))
-total"""
-
-
-def tiny_notebook(name):
-    """A notebook that keeps the contract."""
-    text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-    cells = [
-        text(f"# The {name} game"),
-        code("import json\nfrom pathlib import Path\nimport fpo"),
-        code('steps = 2\nresults_path = ""', metadata={"tags": ["parameters"]}),
-        code(VALIDATE, metadata={"tags": ["validate"]}),
-        code(WORK),
-        text(f"(claims-{name})=\n## Claims\n\nSo it is."),
-        code(RESULTS.format(name=name)),
-        code("# nothing to see"),
-    ]
-    for number, cell in enumerate(cells):
-        cell["id"] = f"{name}-{number}"
-    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+import tiny_book
+from bs4 import BeautifulSoup
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """The sources of a tiny book with two notebooks."""
-    root = tmp_path / "a tiny {book}"
-    ignore = shutil.ignore_patterns("__pycache__", "*.md", "*.bib")
-    shutil.copytree(ROOT / "book", root / "book", ignore=ignore)
-    shutil.copyfile(ROOT / "_config.yml", root / "_config.yml")
-    for folder in ("fpo", "notebooks/results", "notebooks/parameters", "notebooks/runs"):
-        (root / folder).mkdir(parents=True)
-    texts = PAGES | {
-        "_toc.yml": TOC,
-        "CHANGELOG.md": "# Changes\n",
-        "constraints.txt": "",
-        "book/headline.py": HEADLINE,
-        "book/references.bib": "",
-        "fpo/__init__.py": "FACTOR = 3\n",
-        "notebooks/parameters/long.yaml": "steps: 9\n",
-        "notebooks/runs/run.csv": "1\n",
-    }
-    for file, text in texts.items():
-        (root / file).write_text(text)
-    for name in ("first", "second"):
-        nbformat.write(tiny_notebook(name), root / "notebooks" / f"{name}.ipynb")
-    return root
+    return tiny_book.make(tmp_path / "a tiny {book}")
 
 
 @pytest.fixture
@@ -106,6 +37,14 @@ def unrendered(build, monkeypatch):
     """The driver with an instant renderer: what is looked at is the execution."""
     monkeypatch.setattr(build, "render", lambda source, out: out.mkdir(parents=True, exist_ok=True))
     return build
+
+
+@pytest.fixture
+def instant(unrendered, monkeypatch):
+    """The driver without any execution either: what is looked at is what lies where."""
+    for name in ("check_values", "execute_or_reuse", "execute", "draw_headline"):
+        monkeypatch.setattr(unrendered, name, lambda *_: None)
+    return unrendered
 
 
 def snapshot(tree):
@@ -144,6 +83,113 @@ def test_html_renders_a_good_book_and_refuses_a_missing_number(build, tree, capf
     assert build.main(["html"]) == 1
     assert not first_page.exists()
     assert "no 'totl'" in capfd.readouterr().err
+
+
+@pytest.fixture
+def counted(instant, monkeypatch):
+    """The driver with a renderer that writes one page and counts; `counted.status` is what it returns."""
+
+    def render(source, out):
+        instant.renderings += 1
+        shutil.rmtree(out, ignore_errors=True)
+        if not instant.status:
+            out.mkdir(parents=True)
+            (out / "index.html").write_text("page")
+        return instant.status
+
+    instant.renderings = instant.status = 0
+    monkeypatch.setattr(instant, "render", render)
+    monkeypatch.setattr(instant, "packages", lambda: {"sphinx": "1"})
+    return instant
+
+
+def changed(file):
+    """Change a source in a way that stays valid."""
+    return lambda tree: (tree / file).write_bytes((tree / file).read_bytes() + b"\n")
+
+
+CHANGES = {
+    **{
+        file: changed(file)
+        for file in (
+            "_config.yml", "_toc.yml", "CHANGELOG.md", "constraints.txt", "book/index.md", "book/build.py",
+            "book/_static/book.css", "book/_ext/fpo_book.py", "notebooks/first.ipynb",
+        )
+    },
+    "a new page": lambda tree: (tree / "book" / "new.md").write_text("# New\n"),
+    "new results": lambda tree: (tree / "notebooks" / "results" / "first.json").write_text("{}"),
+    "a page that is gone": lambda tree: (tree / "_build" / "html" / "html" / "index.html").unlink(),
+    "a page that was edited": lambda tree: (tree / "_build" / "html" / "html" / "index.html").write_text("other"),
+    "a mark cut short": lambda tree: (tree / "_build" / "html" / "rendered").write_text("0"),
+}  # fmt: skip
+
+
+def test_pages_are_rendered_again_only_when_something_changed(counted, tree, capsys, monkeypatch):
+    def renders():
+        before = counted.renderings
+        assert counted.main(["html"]) == 0
+        reused = "pages: unchanged, reused" in capsys.readouterr().out
+        assert reused == (counted.renderings == before)
+        return not reused
+
+    assert renders() and not renders()
+    for what, change in CHANGES.items():
+        change(tree)
+        assert renders(), what
+    monkeypatch.setattr(counted, "packages", lambda: {"sphinx": "2"})
+    assert renders()
+    monkeypatch.setattr(counted.sys, "version", "another Python")
+    assert renders() and not renders()
+
+
+def test_pages_that_did_not_render_are_never_reused(counted, tree):
+    assert counted.main(["book"]) == 0
+    changed("book/index.md")(tree)
+    counted.status = 1
+    assert counted.main(["book"]) == counted.main(["book"]) == 1
+    assert counted.renderings == 3
+
+
+# One build at a time
+
+HOLD = """import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()"""
+COMMANDS = (["book"], ["html"], ["refresh"], ["edition", "--parameters", "my.yaml", "--out", "out"])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+@pytest.mark.parametrize("end", ["ends", "is killed"])
+def test_a_second_build_says_that_it_waits_for_the_first(instant, tree, monkeypatch, command, end):
+    (tree.parent / "my.yaml").write_text("first: {steps: 3}")
+    (tree / "_build").mkdir()
+    said = []
+    hold = [sys.executable, "-c", HOLD, str(tree / "_build" / ".lock")]
+    with subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+
+        def say(text, **_):
+            said.append(text)
+            if "waiting" in text:
+                assert not (tree / "_build" / command[0]).exists()
+                first.kill() if end == "is killed" else first.stdin.close()
+
+        def stop(folder):
+            raise instant.Failed("it went on")
+
+        assert first.stdout.readline() == "held\n"
+        monkeypatch.setattr(instant, "print", say, raising=False)
+        monkeypatch.setattr(instant, "stage", stop)
+        assert instant.main(command) == 1
+        first.stdin.close()
+    assert said == [f"another build is running in {tree}: waiting for it to end (Ctrl-C gives up)", ANY]
+
+
+def test_builds_that_follow_one_another_do_not_wait(instant, tree, capsys):
+    for command in ("html", "book", "html"):
+        assert instant.main([command]) == 0
+    assert "another build" not in capsys.readouterr().out
 
 
 # Reuse
@@ -332,7 +378,9 @@ def test_missing_parameters_file(build, capsys):
 
 def test_edition_is_marked_and_leaves_the_originals_alone(build, tree, capsys):
     before = snapshot(tree)
-    assert edition(build, tree, "all: {steps: 3}\nsecond: {steps: 5}\ntitle: <Mine>", "an edition") == 0
+    title = """<script>alert(1)</script> "mine" & 'yours'"""
+    text = f"all: {{steps: 3}}\nsecond: {{steps: 5}}\ntitle: {json.dumps(title)}"
+    assert edition(build, tree, text, "an edition") == 0
     out = tree.parent / "an edition"
     assert f"Open {(out / 'html' / 'index.html').as_uri()}" in capsys.readouterr().out
     assert snapshot(tree) == before
@@ -342,7 +390,13 @@ def test_edition_is_marked_and_leaves_the_originals_alone(build, tree, capsys):
     for page in pages:
         text = page.read_text()
         assert "Edition with other parameters: first: steps = 3; second: steps = 5. These are not the publ" in text
-        assert "&lt;Mine&gt;</title>" in text
+        soup = BeautifulSoup(text, "html.parser")
+        assert soup.title.get_text().endswith(f" \N{EM DASH} {title}")
+        assert soup.select_one(".logo__title").get_text() == title
+        assert soup.select_one("meta[property='og:site_name']")["content"] == title
+    for page in (out / "html").rglob("*.html"):
+        soup = BeautifulSoup(page.read_text(), "html.parser")
+        assert not [script for script in soup.find_all("script") if "alert(1)" in script.get_text()], page
     assert '<span class="result">9</span>' in (out / "html" / "book" / "index.html").read_text()
     notebook = nbformat.read(out / "source" / "notebooks" / "second.ipynb", as_version=4)
     assert notebook.cells[3].source == "# Parameters\nsteps = 5"
@@ -363,4 +417,70 @@ def test_failing_edition_leaves_nothing_and_an_earlier_one_is_replaced_only_by_a
     assert (tree.parent / "out" / "edition.json").read_text() == first
     assert edition(unrendered, tree, "first: {steps: 5}") == 0
     assert (tree.parent / "out" / "edition.json").read_text() != first
+    assert sorted(path.name for path in tree.parent.iterdir()) == [tree.name, "my.yaml", "out"]
+
+
+def test_only_what_an_edition_wrote_is_ever_removed(instant, tree, capsys):
+    out = tree.parent / "out"
+    assert edition(instant, tree, "first: {steps: 4}") == 0
+    written = json.loads((out / "edition.json").read_text())["files"]
+    assert set(written) == {path for path in snapshot(out) if path != "edition.json"}
+    config = out / "source" / "_config.yml"
+    text = config.read_text()
+
+    def refused(*names):
+        before = snapshot(out)
+        assert edition(instant, tree, "first: {steps: 5}") == 2
+        assert f"which is not empty and holds what no edition wrote: {', '.join(names)}." in capsys.readouterr().err
+        assert snapshot(out) == before
+
+    (out / "notes.txt").write_text("mine")
+    (out / "html" / "notes.txt").write_text("mine")
+    config.write_text(text + "# mine\n")
+    refused("html/notes.txt", "notes.txt", "source/_config.yml")
+    (out / "source" / "z").write_text("mine")
+    refused("html/notes.txt", "notes.txt", "source/_config.yml and 1 more")
+    config.write_text(text)
+    for name in ("notes.txt", "html/notes.txt", "source/z"):
+        (out / name).unlink()
+    assert edition(instant, tree, "first: {steps: 5}") == 0
+    assert json.loads((out / "edition.json").read_text())["parameters"]["first"] == {"steps": 5}
+
+
+@pytest.mark.parametrize("text", ["mine", "[]", "{}", '{"files": ["notes.txt"]}', '{"title": "mine"}', "\udcff"])
+def test_a_readers_own_edition_json_is_kept(instant, tree, capsys, text):
+    out = tree.parent / "out"
+    out.mkdir()
+    (out / "edition.json").write_text(text, encoding="utf8", errors="surrogateescape")
+    before = snapshot(out)
+    assert edition(instant, tree, "first: {steps: 5}") == 2
+    assert "holds what no edition wrote: edition.json." in capsys.readouterr().err
+    assert snapshot(out) == before
+
+
+def test_a_link_in_an_edition_is_not_followed(instant, tree, capsys):
+    out, elsewhere = tree.parent / "out", tree.parent / "elsewhere"
+    assert edition(instant, tree, "first: {steps: 4}") == 0
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("mine")
+    try:
+        (out / "html" / "link").symlink_to(elsewhere, target_is_directory=True)
+    except OSError:
+        pytest.skip("no links may be made here")
+    assert edition(instant, tree, "first: {steps: 5}") == 2
+    assert "no edition wrote: html/link." in capsys.readouterr().err
+    assert (elsewhere / "mine").is_file() and (out / "html" / "link").is_symlink()
+
+
+def test_what_a_reader_puts_there_while_the_edition_is_made_is_kept(instant, tree, capsys, monkeypatch):
+    out = tree.parent / "out"
+
+    def put(source):
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(instant, "draw_headline", put)
+    assert edition(instant, tree, "first: {steps: 4}") == 2
+    assert "no edition wrote: notes.txt." in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
     assert sorted(path.name for path in tree.parent.iterdir()) == [tree.name, "my.yaml", "out"]

@@ -3,16 +3,19 @@
 import io
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from bs4 import BeautifulSoup
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 EXTENSIONS = Path(__file__).resolve().parents[1] / "book" / "_ext"
 sys.path.insert(0, str(EXTENSIONS))
+import fpo_book  # noqa: E402
 import fpo_pages  # noqa: E402
 
 CLAIM = {
@@ -48,7 +51,7 @@ class Book:
         text = content if isinstance(content, str) else json.dumps(content)
         (self.source / "notebooks" / "results" / "tiny.json").write_text(text)
 
-    def build(self, page=None):
+    def build(self, page=None, **settings):
         """The page and the warnings."""
         if page is not None:
             (self.source / "index.md").write_text(f"# Page\n\n{page}\n")
@@ -58,6 +61,7 @@ class Book:
             "nb_execution_mode": "off",
             "myst_enable_extensions": ["dollarmath"],
             "mathjax_path": "tex-svg-full.js",
+            **settings,
         }
         warnings = io.StringIO()
         with patch_docutils(None), docutils_namespace():
@@ -173,6 +177,68 @@ def test_fault_of_a_table_is_a_warning(book, directive, results, message):
     _, warnings = book.build(f"```{directive}\n```")
     assert message in warnings
     assert "index.md:3: WARNING" in warnings
+
+
+@pytest.mark.parametrize("field", ["statement", "source", "value"])
+def test_active_math_in_a_claim_is_a_warning(book, field):
+    book.results(RESULTS | {"claims": [CLAIM | {field: r"Look: $\href{javascript:alert(1)}{x}$"}]})
+    page, warnings = book.build("```{claims-table}\n```")
+    assert "index.md:3: WARNING" in warnings and r"holds \href, which a claim may not" in warnings
+    assert "javascript:" not in str(page.article)
+
+
+@pytest.mark.parametrize(
+    "math",
+    [
+        r"\text{\url{javascript:alert(1)}}",
+        r"\class{x}{y}",
+        r"\cssId{x}{y}",
+        r"\style{color: red}{y}",
+        r"\data{x=y}{z}",
+        r"\mmlToken{mi}[href=javascript:alert(1)]{x}",
+        r"\require{html}x",
+        r"\href1",
+    ],
+)
+def test_no_macro_of_a_claim_does_more_than_typeset(math):
+    with pytest.raises(fpo_book.Fault, match="makes links or HTML"):
+        fpo_book.prose(f"Look: ${math}$")
+
+
+def test_macros_that_begin_like_active_ones_are_math(book):
+    book.results(RESULTS | {"claims": [CLAIM | {"statement": r"It is $\classical + \dataset$"}]})
+    assert book.build("```{claims-table}\n```")[1] == ""
+
+
+def test_html_in_a_claim_stays_text(book):
+    text = "<script>alert(1)</script> <b>x</b> <a href=javascript:alert(1)>y</a> & \\"
+    book.results(RESULTS | {"claims": [CLAIM | {"statement": text, "source": text, "value": text}]})
+    page, warnings = book.build("```{claims-table}\n```")
+    assert warnings == ""
+    row = page.select_one("table.claims tbody tr")
+    assert [cell.get_text() for cell in row.select("td:nth-child(3) p, .claim-source, td:first-child p")] == [text] * 3
+    assert not row.select("script, b, a[href^=javascript]")
+
+
+def test_no_formula_of_a_page_makes_a_link_or_html(book, browser):
+    """With the book's own settings of MathJax, whoever wrote the formula."""
+    settings = yaml.safe_load((EXTENSIONS.parents[1] / "_config.yml").read_text(encoding="utf8"))["sphinx"]["config"]
+    active = [
+        r"\href{javascript:alert(1)}{x}",
+        r"\style{color: red}{x}",
+        r"\class{mine}{x}",
+        r"\require{html}\href{javascript:alert(1)}{x}",
+        r"\bbox[border: 9px solid]{x}",
+    ]
+    text = " ".join(f"${math}$" for math in [*active, "x^2"])
+    book.build(text, mathjax3_config=settings["mathjax3_config"])
+    with closing(browser._chromium.new_page()) as page:
+        page.goto((book.out / "index.html").as_uri())
+        page.evaluate("MathJax.startup.promise")
+        count = {what: page.locator(f"mjx-container {what}").count() for what in ("a", ".mine", "[style*=red]")}
+        assert page.locator("mjx-container").count() == len(active) + 1
+        assert page.locator("mjx-container:has([data-mjx-error])").count() == len(active)
+    assert count == {"a": 0, ".mine": 0, "[style*=red]": 0}
 
 
 def test_claims_table_warns_of_a_chapter_without_its_label(book):

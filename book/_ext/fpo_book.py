@@ -6,6 +6,7 @@ repeats what it holds, it refers to it, and what cannot be resolved is a Sphinx 
     {result}`linear/summary.relaxed.final.median|.2f`      a number under "results", with a Python format
     {result}`linear/parameters:steps|d`                    one under "parameters"
     {result}`linear/claims:linear-collapse.verdict|s`      a field of the claim with this id
+    {result}`neural/digits:final_utility|d`                decimals that repeat on other machines
 
     ```{claims-table}            every claim, or those of the notebooks named
     ```
@@ -19,6 +20,7 @@ import re
 from pathlib import Path
 
 from docutils import nodes
+from markupsafe import escape
 from sphinx import addnodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
@@ -27,6 +29,8 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 RESULTS = "notebooks/results"
 VERDICTS = ("reproduced", "partly", "not reproduced", "new", "open")
 NOT_AVAILABLE = "not available"
+# Macros of MathJax that make links or HTML, load more macros, or let a text through as it is.
+ACTIVE = re.compile(r"\\(?:bbox|class|cssId|csname|data|href|html\w*|mmlToken|require|style|unicode|url)(?![A-Za-z])")
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +62,8 @@ def look_up(content, reference):
     """The value that `[section:]dotted.path` names in the content of a results file."""
     section, colon, path = reference.rpartition(":")
     section = section if colon else "results"
-    if section not in ("results", "parameters", "claims"):
-        raise Fault(f"unknown section {section!r}, expected 'results', 'parameters' or 'claims'")
+    if section not in ("results", "parameters", "claims", "digits"):
+        raise Fault(f"unknown section {section!r}, expected 'results', 'parameters', 'claims' or 'digits'")
     if section not in content:
         raise Fault(f"the results file has no {section!r}")
     value = content[section]
@@ -115,7 +119,9 @@ class ResultRole(SphinxRole):
 
 
 def prose(text):
-    """Inline nodes of a text that may hold $math$."""
+    """Inline nodes of a text that may hold $math$, in which no macro may do more than typeset."""
+    if active := ACTIVE.search(text):
+        raise Fault(f"{text!r} holds {active[0]}, which a claim may not: it makes links or HTML")
     parts = re.split(r"\$([^$]+)\$", text)
     return [nodes.math(part, part) if odd % 2 else nodes.Text(part) for odd, part in enumerate(parts) if part]
 
@@ -235,7 +241,13 @@ class EnvironmentTable(ResultsDirective):
         return NOT_AVAILABLE if value is None else str(value)
 
 
+def escape_title(app, pagename, templatename, context, doctree):
+    """The theme prints the book's title as it is: hand it over as HTML, which templates that escape leave alone."""
+    context["docstitle"] = escape(context["docstitle"])
+
+
 def setup(app):
+    app.connect("html-page-context", escape_title)
     app.add_role("result", ResultRole())
     app.add_directive("claims-table", ClaimsTable)
     app.add_directive("environment-table", EnvironmentTable)
