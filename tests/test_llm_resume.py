@@ -1,17 +1,20 @@
 """A run that is really killed goes on to the same trace and the same weights, to the last bit."""
 
-import random
+import errno
+import json
+import os
 import shutil
-import time
 
 import llm_tools
 import pytest
 import torch
 import yaml
 
-from fpo.llm import FolderError, TrainingError, loop, settings, train
+from fpo import files
+from fpo.llm import FolderError, ModelError, Pipeline, TrainingError, loop, settings, train
+from fpo.parameters import ParameterError
 
-STEPS = 40
+STEPS = 24
 
 
 def same(a, b):
@@ -25,10 +28,22 @@ def same(a, b):
     return a == b
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def learned(folder):
-    """What a checkpoint holds of the run itself; the number of bytes of the trace depends on the clock's digits."""
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    return {key: value for key, value in state.items() if key != "trace_bytes"}
+    """What a checkpoint holds of the run itself; the bytes of the trace depend on the clock."""
+    state = files.load(folder / "checkpoint.pt")
+    return {key: value for key, value in state.items() if key not in ("trace_bytes", "trace_sha256")}
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory):
+    if not hasattr(os, "fork"):
+        pytest.skip("this system does not fork processes")
+    with llm_tools.Nursery(tmp_path_factory.mktemp("nursery") / "log") as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -36,51 +51,47 @@ def uninterrupted(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     file = folder / "settings.yaml"
     # Dropout, so that a random state that was not restored would show.
-    values = {**tiny, "steps": STEPS, "window": 2, "rule": "exact", "lora_dropout": 0.1, "policy_lr": 1e-3}
+    values = {**tiny, "steps": STEPS, "window": 2, "rule": "exact", "lora_dropout": 0.1, "policy_lr": 1e-3, "batch": 8}
     file.write_text(yaml.safe_dump(values))
     code, told = llm_tools.finish(llm_tools.start(["-m", "fpo.llm", str(folder / "run"), "--file", str(file)]))
     assert code == 0, told
     return folder / "run", file
 
 
-@pytest.mark.parametrize("save_every", [1, 3])
-def test_killed_and_resumed(uninterrupted, tmp_path, save_every):
-    """Killed at random moments until at least two kills have met a run at work, then left to finish."""
-    whole, file = uninterrupted
-    folder = tmp_path / "run"
-    command = ["-m", "fpo.llm", str(folder), "--file", str(file), "--set", f"save_every={save_every}"]
-    generator = random.SystemRandom()
-    met, reached = 0, [0]
-    while met < 2:
-        process = llm_tools.start(command)
-        llm_tools.until_grown(process, folder / "trace.jsonl", llm_tools.size(folder / "trace.jsonl"))
-        time.sleep(generator.uniform(0, 0.6))
-        process.kill()
-        process.communicate()
-        lines = (folder / "trace.jsonl").read_text(encoding="utf-8").count("\n")
-        met += 0 < lines < STEPS
-        reached.append(lines)
-        assert lines < STEPS or met, f"no kill met the run at work: {reached}"
-        if lines >= STEPS:
-            break
-    assert met >= 1, reached
-    code, told = llm_tools.finish(llm_tools.start(command))
-    assert code == 0, told
-    assert llm_tools.trace(folder) == llm_tools.trace(whole), reached
-    assert same(learned(folder), learned(whole)), reached
+# Where a run is killed: what it has just come to, which call of it, and the whole lines that are there then. References
+# are synced in three batches, then each window's lines, and a checkpoint after them.
+KILLS = {
+    1: [
+        ("fpo.llm.loop:Pipeline._refer", 2, 0),
+        ("os:fsync", 1, 0),  # in a write of references
+        ("fpo.llm.loop:Pipeline._step", 3, 4),  # between two windows
+        ("os:fsync", 4, 8),  # in a checkpoint, which leaves the one before
+        ("os:fsync", 3, 9),  # in a line of the trace
+        ("os:replace", 3, 12),  # a checkpoint that is whole and not yet in its place
+        ("torch.optim:AdamW.step", 4, 12),  # the policy is updated and the head is not
+        ("fpo.llm.loop:Pipeline._state", 2, 16),
+    ],
+    3: [
+        ("fpo.llm.loop:Pipeline._update", 2, 2),  # before the first checkpoint
+        ("fpo.llm.loop:Pipeline._update", 5, 8),
+        ("os:fsync", 4, 12),
+        ("torch.optim:AdamW.step", 8, 12),
+    ],
+}
 
 
-def test_killed_while_references_are_made(uninterrupted, tmp_path):
+@pytest.mark.parametrize("save_every", KILLS)
+def test_killed_and_resumed(nursery, uninterrupted, tmp_path, save_every):
     whole, file = uninterrupted
     folder = tmp_path / "run"
-    command = ["-m", "fpo.llm", str(folder), "--file", str(file)]
-    process = llm_tools.start(command)
-    llm_tools.until_grown(process, folder / "references.pt")
-    process.kill()
-    process.communicate()
-    code, told = llm_tools.finish(llm_tools.start(command))
-    assert code == 0, told
+    command = [str(folder), "--file", str(file), "--set", f"save_every={save_every}"]
+    for place, call, lines in KILLS[save_every]:
+        nursery.kill(nursery.stopped(place, call, *command))
+        trace = folder / "trace.jsonl"
+        assert (trace.read_bytes().count(b"\n") if trace.exists() else 0) == lines, (place, call)
+    nursery.play(*command)
     assert llm_tools.trace(folder) == llm_tools.trace(whole)
+    assert same(learned(folder), learned(whole))
 
 
 def test_half_a_line_is_cut_off(uninterrupted, tmp_path):
@@ -88,7 +99,7 @@ def test_half_a_line_is_cut_off(uninterrupted, tmp_path):
     whole, file = uninterrupted
     folder = shutil.copytree(whole, tmp_path / "run")
     with open(folder / "trace.jsonl", "a", encoding="utf-8") as trace:
-        trace.write('{"step": 40, "prom')
+        trace.write('{"step": 24, "prom')
     train(settings(**yaml.safe_load(file.read_text())), folder)
     assert llm_tools.trace(folder) == llm_tools.trace(whole)
 
@@ -120,24 +131,24 @@ def test_checkpoints_are_megabytes(uninterrupted):
 def test_other_settings_are_refused(uninterrupted, tmp_path):
     whole, file = uninterrupted
     folder = shutil.copytree(whole, tmp_path / "run")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     other = settings(**{**yaml.safe_load(file.read_text()), "gamma": 3.0, "seed": 1})
     with pytest.raises(FolderError, match="gamma = None there, 3.0 now; seed = 42 there, 1 now"):
         train(other, folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
 
 
-def test_two_runs_never_write_to_one_folder(uninterrupted, tmp_path):
+def test_two_runs_never_write_to_one_folder(nursery, uninterrupted, tmp_path, monkeypatch):
     """While one process plays, a second one is turned away at once; the first is not disturbed."""
     whole, file = uninterrupted
     folder = tmp_path / "run"
-    command = ["-m", "fpo.llm", str(folder), "--file", str(file)]
-    first = llm_tools.start(command)
-    llm_tools.until_grown(first, folder / "references.pt")
+    nursery.stopped("fpo.llm.loop:Pipeline._step", 2, str(folder), "--file", str(file))
+    before = contents(folder)
+    monkeypatch.setattr(loop, "Policy", None)  # no model is loaded
     with pytest.raises(FolderError, match="in use by another run"):
         train(settings(**yaml.safe_load(file.read_text())), folder)
-    code, told = llm_tools.finish(first)
-    assert code == 0, told
+    assert contents(folder) == before
+    nursery.release()
     assert llm_tools.trace(folder) == llm_tools.trace(whole)
 
 
@@ -183,3 +194,281 @@ def test_a_loss_that_is_not_finite_loses_nothing(uninterrupted, tmp_path, monkey
     monkeypatch.undo()
     train(chosen, folder)
     assert llm_tools.trace(folder) == llm_tools.trace(whole)
+
+
+def test_torchs_own_failure_to_write_is_a_full_disk(uninterrupted, tmp_path, monkeypatch):
+    """Not only the trace finds no room: a checkpoint does not either, and torch calls that something else."""
+    _, file = uninterrupted
+    sync, calls = os.fsync, [0]
+
+    def full(handle):
+        calls[0] += 1
+        if calls[0] == 7:  # three batches of references, two windows
+            os.ftruncate(handle, 100)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match="after step 4 .*make room and start again; the run resumes from its last"):
+        train(settings(**yaml.safe_load(file.read_text())), tmp_path / "run")
+    assert files.load(tmp_path / "run" / "checkpoint.pt")["position"] == 2
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+# Ctrl-C
+
+
+@pytest.fixture(scope="module")
+def short(tiny, tmp_path_factory):
+    """A pipeline whose references are made, and its run of 5 windows that nothing interrupts."""
+    values = {**tiny, "steps": 10, "window": 2, "rule": "exact", "lora_dropout": 0.1, "policy_lr": 1e-3}
+    values |= {"max_new_tokens": 6, "save_every": 2}
+    made, folder = Pipeline(settings(**values)), tmp_path_factory.mktemp("short") / "run"
+    made.train(folder)
+    return made, folder
+
+
+# Where an interrupt comes in the fourth window, after a checkpoint of the second. What the first one begins with is
+# remembered and not written again.
+MOMENTS = {
+    "before the window": (loop.Pipeline, "_step", 4, False),
+    "when the policy has written": (loop.decoding, "decode", 3, True),
+    "before the update": (loop.Pipeline, "_update", 4, False),
+    "between policy and head": (torch.optim.AdamW, "step", 8, False),
+    "after the update": (loop.Pipeline, "_update", 4, True),
+    "before the lines are written": (loop, "_append", 4, False),
+    "when the lines are written": (loop, "_append", 4, True),
+    "while the state is taken": (loop.Pipeline, "_state", 4, False),
+}
+
+
+def interrupting(patch, place, name, call, after):
+    """Let the call with this number raise KeyboardInterrupt, before or after its work."""
+    original, calls = getattr(place, name), [0]
+
+    def interrupted(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == call and not after:
+            raise KeyboardInterrupt
+        result = original(*args, **kwargs)
+        if calls[0] == call:
+            raise KeyboardInterrupt
+        return result
+
+    patch.setattr(place, name, interrupted)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_control_c_saves_the_last_whole_window(short, tmp_path, monkeypatch, moment):
+    made, whole = short
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupting(patch, *MOMENTS[moment])
+        with pytest.raises(KeyboardInterrupt):
+            made.train(folder)
+    assert files.load(folder / "checkpoint.pt")["position"] == 6
+    made.train(folder)
+    assert llm_tools.trace(folder) == llm_tools.trace(whole)
+    assert same(learned(folder), learned(whole))
+
+
+def test_control_c_in_a_checkpoint_saves_it_again(short, tmp_path, monkeypatch):
+    made, whole = short
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupting(patch, os, "replace", 3, False)  # after the settings and a checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            made.train(folder)
+    assert files.load(folder / "checkpoint.pt")["position"] == 8
+    made.train(folder)
+    assert llm_tools.trace(folder) == llm_tools.trace(whole)
+
+
+def test_control_c_before_the_first_window_leaves_a_run_that_starts(short, tmp_path, monkeypatch):
+    made, whole = short
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupting(patch, loop.Pipeline, "_step", 1, False)
+        with pytest.raises(KeyboardInterrupt):
+            made.train(folder)
+    assert not (folder / "checkpoint.pt").exists()
+    made.train(folder)
+    assert llm_tools.trace(folder) == llm_tools.trace(whole)
+
+
+# Damaged folders
+
+
+def edited(content: bytes) -> bytes:
+    """A trace in which one step's reward is another."""
+    first, rest = content.split(b"\n", 1)
+    return json.dumps({**json.loads(first), "reward": 0.5}).encode() + b"\n" + rest
+
+
+DAMAGES = {
+    "settings.json": {
+        "empty": lambda content: b"",
+        "truncated": lambda content: content[:-20],
+        "not UTF-8": lambda content: content.replace(b"packaged", b"p\xffck"),
+        "UTF-16": lambda content: content.decode().encode("utf-16"),
+        "a list": lambda content: b"[]",
+        "deep": lambda content: b"[" * 100_000,
+    },
+    "trace.jsonl": {
+        "empty": lambda content: b"",
+        "truncated": lambda content: content[:-20],
+        "CRLF": lambda content: content.replace(b"\n", b"\r\n"),
+        "not UTF-8": lambda content: b"\xff" + content[1:],
+        "edited": edited,
+        "a line less": lambda content: content.split(b"\n", 1)[1],
+    },
+    "checkpoint.pt": {
+        "empty": lambda content: b"",
+        "truncated": lambda content: content[:-20],
+        "edited": lambda content: content.replace(b"position", b"positiom"),
+    },
+    "references.pt": {
+        "empty": lambda content: b"",
+        "truncated": lambda content: content[: len(content) // 2],
+        "edited": lambda content: content.replace(b"utility", b"utilitz"),
+    },
+}
+CASES = [(name, case) for name, cases in DAMAGES.items() for case in cases]
+
+
+@pytest.fixture
+def damaged(short, tmp_path, monkeypatch):
+    """A copy of a run in which one file is changed; nothing must be done with it but to say so once."""
+    made, whole = short
+    folder = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("lock"))
+    monkeypatch.setattr(loop, "Policy", None)
+
+    def check(name, content):
+        (folder / name).write_bytes(content)
+        before = contents(folder)
+        for play in (lambda: train(made.settings, folder), lambda: made.train(folder)):
+            with pytest.raises(FolderError) as caught:
+                play()
+            told = str(caught.value)
+            assert name in told and "remove" in told and "\n" not in told
+            assert contents(folder) == before
+
+    return check
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_a_damaged_file_is_refused_with_its_name(short, damaged, name, case):
+    before = (short[1] / name).read_bytes()
+    after = DAMAGES[name][case](before)
+    assert after != before
+    damaged(name, after)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "references.pt", "trace.jsonl"])
+def test_a_flipped_bit_is_refused(short, damaged, name):
+    content = (short[1] / name).read_bytes()
+    for place in range(0, len(content), len(content) // 20):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        damaged(name, bytes(flipped))
+
+
+def test_settings_with_other_line_ends_are_the_same(short, tmp_path):
+    made, whole = short
+    folder = shutil.copytree(whole, tmp_path / "run")
+    path = folder / "settings.json"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert len(made.train(folder)) == 10
+
+
+@pytest.mark.parametrize("name", ["trace.jsonl", "settings.json"])
+def test_a_missing_file(short, tmp_path, name):
+    """Without its trace a checkpoint is of no use; the settings stand in it too and are written again."""
+    made, whole = short
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (folder / name).unlink()
+    if name == "settings.json":
+        assert len(made.train(folder)) == 10
+        with pytest.raises(FolderError, match="checkpoint.pt belongs to another run: remove it to start afresh"):
+            (folder / name).unlink()
+            (folder / "references.pt").unlink()
+            made.train(folder, gamma=3.0)
+    else:
+        with pytest.raises(FolderError, match="trace.jsonl is not as the run left it"):
+            made.train(folder)
+
+
+STRANGE = "a\u2028b\x85c\x1cd\ud800e \u00e4\U0001f600"
+
+
+def test_any_text_can_be_resumed(short, tmp_path, monkeypatch):
+    """Characters that some take for the end of a line, and halves of characters that have no UTF-8."""
+    made, _ = short
+    folder, line = tmp_path / "run", loop.Pipeline._line
+    monkeypatch.setattr(loop.Pipeline, "_line", lambda *args: line(*args) | {"text": STRANGE})
+    with monkeypatch.context() as patch:
+        interrupting(patch, loop.Pipeline, "_step", 3, False)
+        with pytest.raises(KeyboardInterrupt):
+            made.train(folder)
+    trace = made.train(folder)
+    assert len(trace) == 10 and {each["text"] for each in trace} == {STRANGE}
+    assert [each["text"] for each in llm_tools.trace(folder)] == [STRANGE] * 10
+    assert len((folder / "trace.jsonl").read_text(encoding="utf-8").splitlines()) == 10
+
+
+def test_half_a_character_in_a_response(short, monkeypatch):
+    made, _ = short
+    monkeypatch.setattr(type(made.policy.tokenizer), "decode", lambda *args, **kwargs: " a\ud800 ")
+    assert made.policy.text([5]) == "a?"
+
+
+# A refusal leaves nothing
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new folder", "folder that is there"])
+@pytest.mark.parametrize("case", ["parameter", "prompts", "model", "room"])
+def test_a_refusal_leaves_nothing_behind(tiny, tmp_path, monkeypatch, there, case):
+    folder = tmp_path / "some" / "run"
+    if there:
+        folder.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    changes = {
+        "parameter": {"min_new_tokens": 12},
+        "prompts": {"prompts": str(tmp_path / "none.jsonl")},
+        "model": {"policy": str(tmp_path / "none")},
+        "room": {},
+    }[case]
+    if case == "room":
+        monkeypatch.setattr(loop, "FREE", 10**15)
+    with pytest.raises((ParameterError, ModelError, TrainingError)):
+        train(settings(**{**tiny, "steps": 2, **changes}), folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_other_settings_leave_no_lock(short, tmp_path):
+    made, whole = short
+    folder = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("lock"))
+    for play in (lambda: made.train(folder, gamma=3.0), lambda: train(made.settings.replace(seed=1), folder)):
+        with pytest.raises(FolderError, match="holds a run with other settings"):
+            play()
+    assert contents(folder) == {name: content for name, content in contents(whole).items() if name != "lock"}
+
+
+def test_no_name_is_no_folder(short, tmp_path, monkeypatch):
+    made, _ = short
+    monkeypatch.chdir(tmp_path)
+    for play in (lambda: made.train(""), lambda: train(made.settings, "")):
+        with pytest.raises(FolderError, match="the folder has no name"):
+            play()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_taken_while_models_were_loaded(short, tmp_path):
+    """Who comes second is turned away at the lock too, and the lock of the first stays."""
+    made, _ = short
+    folder = tmp_path / "run"
+    with loop.claimed(folder, made._kept(), made.team):
+        with pytest.raises(FolderError, match="in use by another run"):
+            made.train(folder)
+        assert [path.name for path in folder.iterdir()] == ["lock"]
+    assert len(made.train(folder, steps=2)) == 2

@@ -4,6 +4,8 @@ The loop is that of Gauthier et al. 2026 (language-model experiment). A step is 
 batch and ends in one update of the RM's head and one of the policy's adapter.
 """
 
+import copy
+import hashlib
 import json
 import os
 import random
@@ -49,7 +51,7 @@ class TrainingError(RuntimeError):
 
 
 class FolderError(RuntimeError):
-    """A run's folder is in use or belongs to another run."""
+    """A run's folder is in use, belongs to another run, is damaged or cannot be made."""
 
 
 class Team:
@@ -172,7 +174,7 @@ class Pipeline:
         self.oracle = oracle
         self._order: list[int] = []
         self._fit_head()
-        self._start = [value.detach().clone() for value in (*self.policy.adapter.values(), *self._head())]
+        self._start = [value.detach().clone() for value in self._trained()]
         self._references: dict[int, dict[str, Any]] = {}
         self._fresh, self._opening = True, {}
 
@@ -248,7 +250,7 @@ class Pipeline:
             self._place(position) for position in (range(self.settings.steps) if positions is None else positions)
         ]
         path = folder / "references.pt" if folder else None
-        if path and (kept := files.load(path)):
+        if path and (kept := _load(path, self._kept())):
             self._references |= kept["references"]
         missing = [place for place in dict.fromkeys(wanted) if place not in self._references]
         batches = [missing[i : i + self.settings.batch] for i in range(0, len(missing), self.settings.batch)]
@@ -257,7 +259,7 @@ class Pipeline:
             made = self.team.gather(self._refer(mine) if mine else [])
             self._references |= dict(zip(batch, made, strict=True))
             if path and self.team.rank == 0:
-                files.save(path, {"references": self._references})
+                files.save(path, {"run": self._kept(), "references": self._references})
 
     def _bar(self, **how) -> tqdm:
         # Without a word on it, tqdm heeds TQDM_DISABLE.
@@ -422,25 +424,36 @@ class Pipeline:
         Raises
         ------
         FolderError
-            If the folder is in use, or holds a run with other settings.
+            If the folder is in use, holds a run with other settings, or is damaged.
         TrainingError
             If a loss or gradient is not a finite number, or the disk is full.
+        KeyboardInterrupt
+            With a folder, the run is first saved as its last whole window left it.
         """
         if wrong := set(changes) - CHANGEABLE:
             raise ParameterError(f"{', '.join(sorted(wrong))}: needs a Pipeline of its own")
         before, self.settings = self.settings, self.settings.replace(**changes)
         try:
             self._check_team(self.settings)
+            if folder is not None and self.team.rank == 0:
+                self._check_room(Path(folder))
             with claimed(folder, self._kept(), self.team) as path:
                 return self._train(path)
         finally:
             self.settings = before
 
+    def _trained(self) -> list[torch.Tensor]:
+        return [*self.policy.adapter.values(), *self._head()]
+
+    def _check_room(self, folder: Path) -> None:
+        size = FREE * sum(value.numel() * value.element_size() for value in self._trained())
+        if shutil.disk_usage(_there(folder)).free < size:
+            raise TrainingError(f"{folder}: less than {size / 2**20:.0f} MiB free, too little for checkpoints")
+
     def _train(self, folder: Path | None) -> list[dict[str, Any]]:
         s = self.settings
-        parameters = [*self.policy.adapter.values(), *self._head()]
         with torch.no_grad():
-            for value, start in zip(parameters, self._start, strict=True):
+            for value, start in zip(self._trained(), self._start, strict=True):
                 value.copy_(start)
         self._fresh = True
         optimizers = {
@@ -448,49 +461,65 @@ class Pipeline:
             "head": _optimizer(s.optimizer, self._head(), s.head_lr),
         }
         buffer, trace, position, labels = self._first_buffer, [], 0, 0
+        written, digest = 0, hashlib.sha256()
         # Dropout draws from torch's stream; an oracle of the reader's own may draw from any.
         torch.manual_seed(s.seed)
         np.random.seed(s.seed)
         random.seed(s.seed)
         if folder and self.team.rank == 0:
-            size = FREE * sum(value.numel() * value.element_size() for value in parameters)
-            if shutil.disk_usage(folder).free < size:
-                raise TrainingError(f"{folder}: less than {size / 2**20:.0f} MiB free, too little for checkpoints")
             with _disk(folder, 0):
                 files.save_json(folder / "settings.json", self._kept())
-        if folder and (state := files.load(folder / "checkpoint.pt")):
+        if folder and (state := _load(folder / "checkpoint.pt", self._kept())):
+            known = _read_trace(folder, state)
+            trace, written, digest = _lines(known), len(known), hashlib.sha256(known)
+            if self.team.rank == 0:
+                # What a killed run had written after its checkpoint is going to be played again.
+                os.truncate(folder / "trace.jsonl", written)
             self._restore(state, optimizers)
             position, labels, buffer = state["position"], state["labels"], state["buffer"].to(buffer)
-            trace = _read_trace(folder, state["trace_bytes"], cut=self.team.rank == 0)
         elif folder and self.team.rank == 0:
             # Killed before its first checkpoint, a run leaves lines that are going to be written again.
             (folder / "trace.jsonl").unlink(missing_ok=True)
         with _disk(folder, position):
             self.references(folder)
         bar = self._bar(total=s.steps, initial=position, desc=s.rule)
-        while position < s.steps:
-            clock = Clock()
-            positions = list(range(position, min(position + s.window, s.steps)))
-            mine = positions[self.team.rank :: self.team.size]
-            lines, duels = self._step(mine, optimizers, buffer, clock, position)
-            buffer = self._latest(torch.cat([buffer, *duels]))
-            for line in lines:
-                labels += line.pop("used")
-                line["labels"] = labels
-                line["machine"] = {
-                    "seconds": {name: round(value / len(positions), 4) for name, value in clock.seconds.items()},
-                    "peak_gib": round(peak_gib(), 3),
-                }
-            trace += lines
-            position = positions[-1] + 1
-            if folder and self.team.rank == 0:
-                with _disk(folder, position):
-                    written = _append(folder / "trace.jsonl", lines)
-                    if position == s.steps or (position // s.window) % s.save_every == 0:
-                        state = self._state(optimizers, buffer, position, labels, written)
-                        files.save(folder / "checkpoint.pt", state)
-            bar.set_postfix({name: lines[-1][name] for name in ("reward", "utility")})
-            bar.update(len(positions))
+        saved, reached = position, None
+        try:
+            while position < s.steps:
+                clock = Clock()
+                positions = list(range(position, min(position + s.window, s.steps)))
+                mine = positions[self.team.rank :: self.team.size]
+                lines, duels = self._step(mine, optimizers, buffer, clock, position)
+                buffer = self._latest(torch.cat([buffer, *duels]))
+                for line in lines:
+                    labels += line.pop("used")
+                    line["labels"] = labels
+                    line["machine"] = {
+                        "seconds": {name: round(value / len(positions), 4) for name, value in clock.seconds.items()},
+                        "peak_gib": round(peak_gib(), 3),
+                    }
+                trace += lines
+                position = positions[-1] + 1
+                if folder and self.team.rank == 0:
+                    with _disk(folder, position):
+                        more = _append(folder / "trace.jsonl", lines)
+                        written += len(more)
+                        digest.update(more)
+                        due = position == s.steps or (position // s.window) % s.save_every == 0
+                        state = self._state(optimizers, buffer, position, labels, written, digest.hexdigest())
+                        # An interrupt may come anywhere in a window, which changes tensors in place: what it finds half
+                        # done is left alone, and a copy of what the last whole window left is saved.
+                        reached = state if due else copy.deepcopy(state)
+                        if due:
+                            files.save(folder / "checkpoint.pt", reached)
+                            saved = position
+                bar.set_postfix({name: lines[-1][name] for name in ("reward", "utility")})
+                bar.update(len(positions))
+        except KeyboardInterrupt:
+            if reached and reached["position"] > saved:
+                with _disk(folder, saved):
+                    files.save(folder / "checkpoint.pt", reached)
+            raise
         bar.close()
         return trace
 
@@ -604,9 +633,10 @@ class Pipeline:
 
     # Checkpoints
 
-    def _state(self, optimizers, buffer, position, labels, trace_bytes) -> dict[str, Any]:
+    def _state(self, optimizers, buffer, position, labels, trace_bytes, trace_sha256) -> dict[str, Any]:
         name, keys, *rest = np.random.get_state()
         return {
+            "run": self._kept(),
             "adapter": {key: value.detach() for key, value in self.policy.adapter.items()},
             "head": self.reward_model.head.state_dict(),
             "optimizers": {key: value.state_dict() for key, value in optimizers.items()},
@@ -614,6 +644,7 @@ class Pipeline:
             "position": position,
             "labels": labels,
             "trace_bytes": trace_bytes,
+            "trace_sha256": trace_sha256,
             "random": {
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -667,36 +698,75 @@ def kept_settings(settings: Settings, oracle: Oracle | None = None) -> dict[str,
     return kept
 
 
-@contextmanager
-def claimed(folder: str | Path | None, own: dict[str, Any], team: Team) -> Iterator[Path | None]:
-    """A run's folder for this run alone, locked while it plays.
+def _there(folder: Path) -> Path:
+    """The folder, or what there is of the path to it."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
-    Raises
-    ------
-    FolderError
-        If another run holds it, or it holds a run with other settings.
-    """
-    if folder is None or team.rank:
-        yield None if folder is None else Path(folder)
-        return
+
+def _check_folder(folder: str | Path, own: dict[str, Any]) -> None:
+    """Raise FolderError for a folder that this run cannot be kept in; nothing is made or changed."""
+    if not str(folder):
+        raise FolderError("the folder has no name: give it one ('.' is the current folder)")
     path = Path(folder)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FolderError(f"{folder} cannot be made a folder ({error.strerror})") from error
-    lock = FileLock(path / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise FolderError(f"{folder} is in use by another run: choose another folder, or wait for it") from None
-    try:
+        nearest = _there(path)
+        if not nearest.is_dir():
+            raise FolderError(f"{folder} cannot be made a folder ({nearest} is none)")
+        if not os.access(nearest, os.W_OK):
+            raise FolderError(f"{folder} cannot be written to: choose another folder")
         kept = path / "settings.json"
         if kept.exists():
-            before = json.loads(kept.read_text(encoding="utf-8"))
+            try:
+                before = json.loads(kept.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError):
+                before = None
+            if not isinstance(before, dict):
+                raise FolderError(f"{kept} is damaged: remove {folder} to play the run anew, or choose another folder")
             other = [key for key in own if before.get(key) != own[key]]
             if other:
                 listed = "; ".join(f"{key} = {before.get(key)!r} there, {own[key]!r} now" for key in other)
                 raise FolderError(f"{folder} holds a run with other settings: {listed}. Choose another folder")
+        _load(path / "references.pt", own)
+        if state := _load(path / "checkpoint.pt", own):
+            _read_trace(path, state)
+    except OSError as error:
+        raise FolderError(f"{folder} cannot be used ({error}): choose another folder") from error
+
+
+def _lock(folder: Path) -> FileLock:
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FolderError(f"{folder} is in use by another run: choose another folder, or wait for it") from None
+    return lock
+
+
+@contextmanager
+def claimed(folder: str | Path | None, own: dict[str, Any], team: Team) -> Iterator[Path | None]:
+    """A run's folder for this run alone, locked while it plays.
+
+    The file `lock` is made when nothing is left to be refused, and stays: who removed it might take it away from a run
+    that has opened and is about to lock it, and a third one could then make and lock another.
+
+    Raises
+    ------
+    FolderError
+        If another run holds it, it holds a run with other settings, is damaged or cannot be made.
+    """
+    if folder is None or team.rank:
+        yield None if folder is None else Path(folder)
+        return
+    _check_folder(folder, own)
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{folder} cannot be made a folder ({error})") from error
+    try:
+        # Another run may have come and gone since.
+        _check_folder(folder, own)
         yield path
     finally:
         lock.release()
@@ -708,30 +778,50 @@ def _disk(folder: Path | None, position: int) -> Iterator[None]:
         yield
     except OSError as error:
         raise TrainingError(
-            f"{folder} cannot be written to after step {position} ({error.strerror}): make room and start again; "
-            "the run resumes from its last checkpoint"
+            f"{folder} cannot be written to after step {position} ({error.strerror or error}): make room and start "
+            "again; the run resumes from its last checkpoint"
         ) from error
 
 
-def _append(path: Path, lines: list[dict]) -> int:
-    with open(path, "a", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+def _load(path: Path, own: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        state = files.load(path)
+    except ValueError as error:
+        raise FolderError(str(error)) from error
+    if state is not None and state.get("run") != own:
+        raise FolderError(f"{path} belongs to another run: remove it to start afresh")
+    return state
+
+
+def _append(path: Path, lines: list[dict]) -> bytes:
+    # In ASCII: a lone surrogate has no UTF-8, and other programs take some characters for the end of a line.
+    content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode()
+    with open(path, "ab") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-        return file.tell()
+    return content
 
 
-def _read_trace(folder: Path, size: int, cut: bool) -> list[dict[str, Any]]:
-    """The trace up to a checkpoint; what a killed run had written after it is cut off, to be played again."""
+def _read_trace(folder: Path, state: dict[str, Any]) -> bytes:
+    """The trace up to a checkpoint."""
     path = folder / "trace.jsonl"
-    if cut:
-        with open(path, "r+b") as file:
-            file.truncate(size)
-    return [json.loads(line) for line in path.read_bytes()[:size].decode().splitlines()]
+    content = path.read_bytes()[: state["trace_bytes"]] if path.exists() else b""
+    if hashlib.sha256(content).hexdigest() != state["trace_sha256"]:
+        raise FolderError(
+            f"{path} is not as the run left it: put it back, or remove {folder / 'checkpoint.pt'} to start afresh"
+        )
+    return content
+
+
+def _lines(content: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in content.decode().split("\n")[:-1]]
 
 
 def train(settings: Settings, folder: str | Path | None = None, oracle: Oracle | None = None) -> list[dict[str, Any]]:
-    """One run from its settings: see `Pipeline`. The folder is claimed before any model is loaded."""
-    with claimed(folder, kept_settings(settings, oracle), Team()) as path:
-        return Pipeline(settings, oracle)._train(path)
+    """One run from its settings: see `Pipeline`. A folder that cannot be had is refused before any model is loaded."""
+    if folder is not None and Team().rank == 0:
+        _check_folder(folder, kept_settings(settings, oracle))
+        if Path(folder, "lock").exists():
+            _lock(Path(folder)).release()
+    return Pipeline(settings, oracle).train(folder)

