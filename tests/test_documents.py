@@ -1,25 +1,52 @@
-"""Every documented command runs: the Python snippets, the papermill commands, and the make targets."""
+"""Every documented command runs as it is written, shortened by parameters; those that cannot say why.
 
+The make targets run in a tiny book, papermill and fpo.llm with few steps. A new command needs a rule below.
+"""
+
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny_book
+import yaml
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
-# Not run here: what sets the machine up anew, what rewrites the committed files, and what runs these very tests.
-PLANNED = {"book", "test", "refresh", "lock", "clean"}
-# The long studies, in a few iterations, and without replacing what they stored.
-SHORTER = {
-    "neural_64_seeds.yaml": shlex.split("-p outer_steps 6 -p checkpoints '' -p results_path ''"),
-    "smollm2_study.yaml": shlex.split(
-        "-p judged 4 -p steps 2 -p window 1 -p candidates 2 -p max_new_tokens 8 -p folder '' -p results_path ''"
-    ),
+# What is not run here, by how it begins, and why.
+NOT_RUN = {
+    "make test": "it runs these very tests",
+    "make portable": "it runs the other tests",
+    "make bench": "it takes long; tests/test_benchmarks.py checks what it says",
+    "make lock": "it asks a package index what is new",
+    "conda ": "tests/test_repository.py compares environment.yml with the Makefile",
+    "sh postBuild": "tests/test_repository.py runs it, with a pip that only writes down what it is told",
+    ".venv/bin/python -m pip install ": "it changes the environment",
+    ".venv/bin/python -m pre_commit ": "it changes the checkout's hooks",
 }
+# Targets that run in a tiny book, with what they leave there.
+MAKE = {
+    "help": "Makefile",
+    "book": "_build/book/html/index.html",
+    "html": "_build/html/html/index.html",
+    "refresh": "notebooks/results/linear.json",
+    "edition": "my-edition/html/index.html",
+    "clean": "Makefile",
+}
+# Parameters that shorten the commands that name a file.
+SHORTER = {
+    "notebooks/linear.ipynb": {"steps": 20},
+    "neural_64_seeds.yaml": {"seeds": [0, 1], "outer_steps": 6, "checkpoints": "", "results_path": ""},
+    "smollm2_study.yaml": {
+        "judged": 4, "steps": 2, "window": 1, "candidates": 2, "max_new_tokens": 6, "threads": 1, "folder": "",
+        "results_path": "",
+    },
+}  # fmt: skip
 
 
 def blocks(language):
@@ -32,30 +59,72 @@ def blocks(language):
     ]
 
 
-def commands(start):
-    """The commands of bash blocks that start with a word, comments cut off; one may run over several lines."""
-    found = {}
-    for block in blocks("bash"):
-        for command in re.findall(r'^(?:[^"\n]|"[^"]*")+', block.values[0], re.M):
-            command = command.split("   #")[0].split(" && ")[0].strip()
-            if command.startswith(start):
-                found[command] = pytest.param(command, id=re.sub(r"\W+", "-", command)[:60])
-    for path in DOCUMENTS if start == "make" else []:
-        for target in re.findall(r"`make ([a-z]+)`", path.read_text(encoding="utf-8")):
-            found.setdefault(f"make {target}", pytest.param(f"make {target}", id=f"make-{target}"))
-    return list(found.values())
+def split(block):
+    """The commands of a bash block without their comments; a text in quotes may run over several lines."""
+    lines = re.findall(r'^(?:[^"\n]|"[^"]*")+', block, re.M)
+    return [part.strip() for line in lines for part in re.split(r"\s{2,}#|^#", line)[0].split(" && ") if part.strip()]
+
+
+def commands():
+    """Every documented command once: those of bash blocks, and `make target` within a line."""
+    found = [command for block in blocks("bash") for command in split(block.values[0])]
+    for path in DOCUMENTS:
+        found += re.findall(r"`(make [a-z]+)`", path.read_text(encoding="utf-8"))
+    return list(dict.fromkeys(found))
+
+
+def is_run(command):
+    return not command.startswith(tuple(NOT_RUN))
+
+
+def chosen(start):
+    """Parameters for pytest: the commands to be run that start with this."""
+    found = [command for command in commands() if command.startswith(start) and is_run(command)]
+    return [pytest.param(command, id=re.sub(r"\W+", "-", command)[:80]) for command in found]
+
+
+def execute(arguments, folder):
+    # make tells by these whether it runs inside another one, as it does in `make test`.
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CALLER")}
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, encoding="utf8", timeout=1800)
 
 
 def run(arguments, folder):
-    # make tells by these whether it runs inside another one, as it does in `make test`.
-    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CALLER")}
-    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
+    done = execute(arguments, folder)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
 
-def test_there_is_something_to_run():
-    assert len(blocks("python")) >= 2 and len(commands(".venv/bin/python")) >= 4 and len(commands("make")) >= 4
+def without_rule(found):
+    """Commands for which nothing above or below says how they are run, or why not."""
+    known = (".venv/bin/python -m papermill ", ".venv/bin/python -m fpo.llm ", ".venv/bin/python -c ")
+    return [
+        command
+        for command in found
+        if is_run(command)
+        and not command.startswith(known)
+        and not (command.startswith("make ") and command.split()[1] in (*MAKE, "lint"))
+    ]
+
+
+def test_every_command_has_a_rule():
+    assert without_rule(commands()) == []
+    unused = [start for start in NOT_RUN if not any(command.startswith(start) for command in commands())]
+    assert unused == [], "no document names it any more"
+    assert len(blocks("python")) >= 2 and len(chosen(".venv/bin/python")) >= 4 and len(chosen("make")) >= 4
+
+
+def test_a_command_without_a_rule_is_seen():
+    block = """make book   # sets up .venv
+make new A=b && cd x
+# a comment
+.venv/bin/python -m fpo.new
+.venv/bin/python -c "a = 1 # one
+print(a)"
+"""
+    assert split(block)[:3] == ["make book", "make new A=b", "cd x"]
+    assert split(block)[-1] == '.venv/bin/python -c "a = 1 # one\nprint(a)"'
+    assert without_rule(split(block)) == ["make new A=b", "cd x", ".venv/bin/python -m fpo.new"]
 
 
 @pytest.mark.parametrize("source", blocks("python"))
@@ -63,17 +132,66 @@ def test_python_snippet(source, tmp_path):
     run([sys.executable, "-c", source], tmp_path)
 
 
-@pytest.mark.parametrize("command", [c for c in commands(".venv/bin/python") if "pip install" not in c.values[0]])
-def test_python_command(command, tmp_path):
+@pytest.mark.parametrize("command", chosen(".venv/bin/python"))
+def test_python_command(command, tmp_path, tiny):
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     _, *arguments = shlex.split(command)
-    shorter = [part for name, parts in SHORTER.items() if name in command for part in parts]
-    run([sys.executable, *arguments, *shorter], tmp_path)
+    if " fpo.llm " in command:
+        arguments += [part for name in ("policy", "reward_model") for part in ("--set", f"{name}={tiny[name]}")]
+    for name, parameters in SHORTER.items():
+        if name in command:
+            file = tmp_path / f"shorter-{Path(name).stem}.yaml"
+            if name == "smollm2_study.yaml":
+                study = yaml.safe_load((ROOT / "notebooks" / "parameters" / name).read_text(encoding="utf8"))
+                models = [f"{key}: {tiny[key]}" for key in ("policy", "reward_model")]
+                parameters = parameters | {"overrides": study["overrides"] + models}
+            file.write_text(yaml.safe_dump(parameters))
+            arguments += ["-f", str(file)]
+    run([sys.executable, *arguments], tmp_path)
 
 
-@pytest.mark.parametrize("command", commands("make"))
-def test_make_command(command, tmp_path):
+def test_a_refused_parameter_is_what_the_text_says(tmp_path):
+    (message,) = [block.values[0] for block in blocks("text") if block.values[0].startswith("ParameterError")]
+    (command,) = [command for command in commands() if "papermill" in command and " -p gamma 0.05" in command]
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    (tmp_path / "results.json").write_text("earlier")
+    _, *arguments = shlex.split(command.replace("0.05", "-1"))
+    done = execute([sys.executable, *arguments, "-p", "results_path", "results.json"], tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.rstrip().endswith(message.rstrip())
+    assert (tmp_path / "results.json").read_text() == "earlier"
+    assert "gamma = -1: must be" in (tmp_path / "out.ipynb").read_text(encoding="utf8")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A tiny book with the Makefile, whose one notebook takes what the documented edition sets."""
+    parameters = "steps = 2\nseeds = []\ngradient = ''"
+    root = tiny_book.make(tmp_path / "a tiny book", names=("linear",), parameters=parameters)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copyfile(ROOT / name, root / name)
+    shutil.copytree(ROOT / "notebooks" / "parameters", root / "notebooks" / "parameters", dirs_exist_ok=True)
+    claim = {"id": "x", "statement": "x", "source": "us", "value": "1", "verdict": "new", "rule": ""}
+    results = {"results": {"total": 6}, "claims": [claim], "parameters": {}}
+    (root / "notebooks" / "results" / "linear.json").write_text(json.dumps(results))
+    return root
+
+
+@pytest.mark.parametrize("command", chosen("make"))
+def test_make_command(command, tree):
+    target = command.split()[1]
+    folder = ROOT if target == "lint" else tree
     arguments = shlex.split(command)
-    arguments = [re.sub(r"^OUT=", f"OUT={tmp_path}/", argument) for argument in arguments]
-    plan = arguments[1] in PLANNED or not (ROOT / ".venv" / ".test").exists()
-    run([*arguments, *(["--dry-run"] if plan else [])], ROOT)
+    if not (ROOT / ".venv" / ".test").exists():
+        arguments.append("--dry-run")
+    elif folder == tree:
+        (tree / ".venv").symlink_to(ROOT / ".venv")
+    # The environment is taken as it is.
+    run([*arguments, "--old-file=.venv/.test", "--old-file=.venv/.book"], folder)
+    if "--dry-run" not in arguments and folder == tree:
+        assert (tree / MAKE[target]).is_file()
+
+
+@pytest.mark.parametrize("target", sorted(start.split()[1] for start in NOT_RUN if start.startswith("make ")))
+def test_make_plans_what_is_not_run(target):
+    assert run(["make", "--dry-run", target], ROOT)

