@@ -194,7 +194,7 @@ def write(
         digits=dict(digits),
         claims=list(claims),
     )
-    save_json(Path(parameters.results_path), content.model_dump())
+    save_json(parameters.results_path, content.model_dump())
 
 
 def show(claims: Iterable[Claim]) -> None:
