@@ -10,6 +10,7 @@ import io
 import json
 import re
 import tokenize
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,17 @@ def _claims_faults(cells: list, name: str) -> Iterator[Fault]:
         yield Fault(-1, "target", f"no markdown cell has the line {target}")
 
 
+def _warnings(source: str) -> list[str]:
+    """What Python warns of when it compiles a cell; later versions print it among the outputs."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        try:
+            compile(source, "cell", "exec")
+        except SyntaxError:  # a magic command, or a cell that its execution reports
+            return []
+    return [str(each.message) for each in found]
+
+
 def _style_faults(cells: list) -> Iterator[Fault]:
     if not cells or cells[0].cell_type != "markdown" or not re.search(r"^# \S", cells[0].source, re.MULTILINE):
         yield Fault(0 if cells else -1, "title", "the first cell is not markdown with a title")
@@ -152,6 +164,8 @@ def _style_faults(cells: list) -> Iterator[Fault]:
             yield Fault(i, "metadata", "the cell is one that papermill has injected")
         if cell.cell_type != "code":
             continue
+        for warning in _warnings(cell.source):
+            yield Fault(i, "warning", warning)
         lines = len(cell.source.splitlines())
         if lines > LONGEST_CELL and not tags(cell) & {"hide-input", "hide-cell"}:
             yield Fault(i, "long cell", f"{lines} lines, more than {LONGEST_CELL}, and not hidden")

@@ -1,5 +1,6 @@
 """Bad input: one clear message, before work where that is possible; no token anywhere."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -244,7 +245,8 @@ def test_a_conversion_says_what_it_does(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: words)
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: loaded)
     monkeypatch.setenv("FPO_CACHE", str(tmp_path))
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    # The tests run with TQDM_DISABLE, which tqdm reads when it is imported.
+    monkeypatch.setattr(models, "tqdm", functools.partial(models.tqdm, disable=False))
     folder = packaged_policy()
     told = capsys.readouterr().err
     assert f"converting SmolLM2-135M-Instruct, once, about 20 s, to {folder}" in told and "4/4" in told

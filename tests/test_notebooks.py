@@ -131,6 +131,7 @@ PLANTED = {
     "papermill's notebook": (lambda notebook: notebook.metadata.update(papermill={}), "metadata", -1),
     "injected cell": (retag(1, "injected-parameters"), "metadata", 1),
     "no title": (source(0, "Only words."), "title", 0),
+    "bad escape": (source(1, 'print("$\\gamma$")'), "warning", 1),
     "torch before fpo": (source(1, "import torch\n\nfrom fpo import linear"), "import order", -1),
 }
 
