@@ -70,7 +70,7 @@ edition: $(VENV)/.book ## the whole book with your own numbers: PARAMETERS=file.
 	@$(PY) book/build.py edition --parameters "$(PARAMETERS)" --out "$(OUT)"
 
 test: $(VENV)/.test ## every check: units, notebooks, strict build, pages
-	@TQDM_DISABLE=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile tests fpo --nbval-lax notebooks
+	@TQDM_DISABLE=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests fpo --nbval-lax notebooks
 
 portable: $(VENV)/.test ## the tests of numbers, notebooks and pages as on other machines: MACHINES="small old"
 	@$(PY) tests/portable.py $(MACHINES)

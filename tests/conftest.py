@@ -17,6 +17,8 @@ import pytest
 from progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
+# These take longest and are begun first, so that two workers end at about the same time.
+LONG = ("test_documents", "test_neural_rules", "llm_pipeline", "test_pages", "test_llm", "test_llm_resume", "neural")
 assert fpo  # imported for what it does
 
 
@@ -29,6 +31,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items, config):
     chapters.extend(items, Path(config.stash[chapters.FOLDER].name))
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")

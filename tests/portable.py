@@ -104,8 +104,8 @@ def environment(machine: Machine) -> dict[str, str]:
 
 def play(machine: Machine, selection: list[str]) -> tuple[int, float]:
     """Exit status and seconds of the tests on one machine."""
-    # A kernel that cannot see the processor's name starts all the same; two workers, as `make test` has them.
-    workers = [] if machine.cores == 1 else ["-n", "2", "--dist", "loadfile"]
+    # As `make test` has them.
+    workers = [] if machine.cores == 1 else ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     command = [sys.executable, "-m", "pytest", *workers, *selection, "--nbval-lax", "notebooks"]
     started = time.monotonic()
     mask = os.umask(machine.umask)
