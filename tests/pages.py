@@ -2,6 +2,10 @@
 
 `static_faults` needs nothing but the files. `Browser` drives an installed Chromium; it serves the folder on loopback
 from a subfolder, as a project page is published, so a link to the server's root is caught too.
+
+What fits depends on the letters of the machine. Every page is therefore laid out twice, in the letters that the
+machine has and in much wider ones, at four widths. FPO_FONTS puts one of the families `sans`, `serif` and `mono` in the
+place of the machine's own; unset or empty it changes nothing, and any other value is an error.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -245,36 +250,52 @@ def static_faults(folder: str | Path, first: str = "index.html") -> list[Fault]:
 
 NO_BROWSER = "no Chromium found: install chromium or google-chrome, or set CHROMIUM to its path"
 COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# No sandbox: containers seldom allow one, and only our own files are opened. The rest keeps Chromium off the network;
-# the resolver's rule does so for the pages as well, at no cost (playwright's own routing would switch the cache off).
+# Where macOS and Windows put a browser; the folders are there on their own system only.
+FOLDERS = ("/Applications", "~/Applications", "$PROGRAMFILES", "${PROGRAMFILES(X86)}", "$LOCALAPPDATA")
+PLACES = (
+    "Google Chrome.app/Contents/MacOS/Google Chrome", "Chromium.app/Contents/MacOS/Chromium",
+    "Microsoft Edge.app/Contents/MacOS/Microsoft Edge", "Google/Chrome/Application/chrome.exe",
+    "Chromium/Application/chrome.exe", "Microsoft/Edge/Application/msedge.exe",
+)  # fmt: skip
+# No sandbox: containers seldom allow one, and only our own files are opened. Their /dev/shm is small. The rest keeps
+# Chromium off the network; the resolver's rule does so for the pages as well, at no cost (playwright's own routing
+# would switch the cache off).
 ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
 PREFIX = "/book/"
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-# All rules of WCAG 2 to level AA at once; boxes that scroll are asked for apart, at the width of a phone.
+WIDTHS = (1280, 768, 390, 320)  # pixels: a desktop, a tablet, a phone, and the least that WCAG asks for
+HEIGHT = 900
+# All rules of WCAG 2 to level AA at once; boxes that scroll are asked for apart, at the least width, and so is the
+# contrast, of one text out of all that look alike.
 AXE_ALL = {
     "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]},
-    "rules": {"scrollable-region-focusable": {"enabled": False}},
+    "rules": {"scrollable-region-focusable": {"enabled": False}, "color-contrast": {"enabled": False}},
 }
 AXE_SCROLLING = {"runOnly": {"type": "rule", "values": ["scrollable-region-focusable"]}}
 # Rules whose verdict hangs on the colours: enough for the second theme, the page being otherwise the same.
 COLOUR_RULES = {"color-contrast", "link-in-text-block"}
-AXE_COLOURS = {"runOnly": {"type": "rule", "values": sorted(COLOUR_RULES)}}
+AXE_COLOURS = {"runOnly": {"type": "rule", "values": sorted(COLOUR_RULES)}, "alike": True}
 ALT_RULES = {"image-alt", "input-image-alt", "object-alt", "role-img-alt", "svg-img-alt", "area-alt"}
-MATH_SECONDS = 30
+FAMILIES = {"": "", "sans": "sans-serif", "serif": "serif", "mono": "monospace, monospace"}
+LIMIT = 180  # seconds for a page to load or its math to be set: nobody waits for it but where something hangs
 REPEATS = ("Failed to load resource", "WebSocket connection to")
 
 
 def find_browser() -> str | None:
-    """The path of a Chromium: $CHROMIUM, one on PATH, or the one that playwright installed; None without any."""
+    """The path of a Chromium: $CHROMIUM, one on PATH, an application, or playwright's own; None without any."""
     named = os.environ.get("CHROMIUM")
     if named:
         return shutil.which(named)
     for command in COMMANDS:
         if path := shutil.which(command):
             return path
+    for folder in map(os.path.expandvars, map(os.path.expanduser, FOLDERS)):
+        for place in PLACES:
+            if os.path.isfile(path := os.path.join(folder, place)):
+                return path
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -286,6 +307,10 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     """Serves the book below PREFIX and nothing elsewhere, quietly."""
 
     protocol_version = "HTTP/1.1"  # keeps connections open: many small files
+    # Not what the machine's registry says, which may be text/plain.
+    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {
+        ".css": "text/css", ".js": "text/javascript", ".json": "application/json", ".svg": "image/svg+xml",
+    }  # fmt: skip
 
     def translate_path(self, path):
         if not path.startswith(PREFIX):
@@ -332,17 +357,27 @@ def served(folder: Path) -> Iterator[str]:
 # The theme reads both keys before the first paint, and its button sets both attributes.
 REMEMBER_THEME = "localStorage.setItem('mode', 'light'); localStorage.setItem('theme', 'light');"
 SET_THEME = "theme => Object.assign(document.documentElement.dataset, {mode: theme, theme})"
-# Colours are measured at once, so none may still be fading; the theme's page also scrolls smoothly.
-STILL = "*, *::before, *::after { transition: none !important; animation: none !important; }"
+# Colours are measured at once, so none may still be fading; the theme's page also scrolls smoothly. The wide letters
+# are those of WCAG's text spacing (1.4.12) in the widest family that every machine has; formulas grow with them.
+# The family is named twice since browsers shrink the letters of one that is `monospace` alone.
+STYLE = """
+*, *::before, *::after {{ transition: none !important; animation: none !important; }}
+body *:not([class*="fa-"], svg *) {{ {letters} }}
+[data-letters=wide] body *:not([class*="fa-"], svg *) {{ font-family: monospace, monospace !important;
+  letter-spacing: 0.12em !important; word-spacing: 0.16em !important; line-height: 1.5 !important; }}
+[data-letters=wide] mjx-container > svg {{ font-size: 130% !important; }}
+"""
+SET_LETTERS = "letters => { document.documentElement.dataset.letters = letters; }"
+
+# What is folded away is read too, once a reader opens it.
+UNFOLD = "() => document.querySelectorAll('main details').forEach(fold => fold.open = true)"
 
 # axe weighs one by one the thousands of strokes that MathJax draws and the thousands of coloured words in program text.
 # Neither is needed: the drawings keep their boxes, empty, and of the words that the same styles apply to only the first
-# stays (the rest becomes plain text). MathJax's copy for screen readers is clipped to a point, yet counts as a thing
-# that could be scrolled to.
+# stays (the rest becomes plain text).
 THIN_OUT = """
 () => {
   for (const drawing of document.querySelectorAll("mjx-container > svg")) drawing.replaceChildren();
-  for (const copy of document.querySelectorAll("mjx-container > mjx-assistive-mml")) copy.remove();
   const seen = new Set();
   for (const word of document.querySelectorAll(".highlight pre span:not([id]):not([style])")) {
     if (word.children.length) continue;
@@ -353,6 +388,8 @@ THIN_OUT = """
   }
 }
 """
+# MathJax's copies for screen readers are clipped to a point, yet axe counts them as things that could be scrolled to.
+REMOVE_COPIES = "() => document.querySelectorAll('mjx-assistive-mml').forEach(copy => copy.remove())"
 
 AWAIT_MATH = """
 async seconds => {
@@ -407,10 +444,50 @@ FIND_OVERFLOW = """
 }
 """
 
+# Asked of every box that may scroll, whether or not it does with the letters of this machine.
+FIND_UNREACHABLE = """
+() => {
+  const seen = node => node.checkVisibility({visibilityProperty: true});
+  const faults = new Set();
+  for (const box of document.body.querySelectorAll("*")) {
+    const style = getComputedStyle(box);
+    if (!/auto|scroll/.test(style.overflowX + style.overflowY) || !seen(box)) continue;
+    const shown = box.cloneNode().outerHTML.slice(0, 160);
+    if (box.tabIndex < 0 && ![...box.querySelectorAll("*")].some(node => node.tabIndex >= 0 && seen(node)))
+      faults.add("may scroll and takes no focus: " + shown);
+    else if (box.hasAttribute("tabindex") && box.tabIndex >= 0 && !(box.role && (box.ariaLabel || box.title)))
+      faults.add("takes the focus without a role and a name: " + shown);
+  }
+  return [...faults];
+}
+"""
+
 RUN_AXE = """
 async only => {
+  // Of the texts whose own and whose ancestors' looks are the same the first stands for all.
+  const looks = new Map(), first = new Map();
+  const look = node => {
+    if (!node) return "";
+    if (!looks.has(node)) {
+      const style = getComputedStyle(node);
+      looks.set(node, look(node.parentElement) + "/" + [style.color, style.backgroundColor, style.backgroundImage,
+        style.opacity, style.fontSize, style.fontWeight, style.textShadow, style.textDecorationLine].join());
+    }
+    return looks.get(node);
+  };
+  const alike = () => {
+    for (const node of document.body.querySelectorAll("*")) {
+      if (![...node.childNodes].some(child => child.nodeType === Node.TEXT_NODE && child.data.trim())) continue;
+      const alone = node.textContent.trim() === node.parentElement.textContent.trim();  // a link in no text
+      const key = look(node) + (node.tagName === "A" ? alone : "");
+      if (!first.has(key) && node.checkVisibility({visibilityProperty: true})) first.set(key, node);
+    }
+    return {include: [...first.values()]};
+  };
+  const context = only.alike ? alike() : document;
+  if (only.alike && !first.size) return [];
   // Preloading would fetch every style sheet once more, for rules that are not asked for.
-  const results = await axe.run(document, {
+  const results = await axe.run(context, {
     runOnly: only.runOnly, rules: only.rules || {}, resultTypes: ["violations"], preload: false});
   return results.violations.flatMap(rule => rule.nodes.map(node => ({
     rule: rule.id, target: node.target.flat().join(" "), html: node.html.slice(0, 160),
@@ -431,7 +508,9 @@ class Browser:
         self._axe = (importlib.resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
         self._driver = sync_playwright().start()
         try:
-            self._chromium = self._driver.chromium.launch(executable_path=self.executable, args=ARGUMENTS)
+            self._chromium = self._driver.chromium.launch(
+                executable_path=self.executable, args=ARGUMENTS, timeout=LIMIT * 1000
+            )
         except BaseException:
             self._driver.stop()
             raise
@@ -443,21 +522,27 @@ class Browser:
 
     def faults(self, folder: str | Path) -> list[Fault]:
         """Open every page of a folder in the light and in the dark theme and list what is wrong."""
+        fonts = os.environ.get("FPO_FONTS", "")
+        if fonts not in FAMILIES:
+            raise ValueError(f"FPO_FONTS = {fonts!r}: must be one of {', '.join(filter(None, FAMILIES))}")
+        letters = f"font-family: {FAMILIES[fonts]} !important;" if fonts else ""
         folder = Path(folder).resolve()
         # A page that only forwards leaves before anything can be asked of it; its target is checked as a link.
         paths = [path for path in page_paths(folder) if not read_page(folder, path).redirects]
         found: set[Fault] = set()
         with served(folder) as address:
             context = self._chromium.new_context(reduced_motion="reduce", service_workers="block")
+            context.set_default_timeout(LIMIT * 1000)
             context.add_init_script(REMEMBER_THEME)
             context.add_init_script(self._axe)  # before the page loads, so that frames have it too
             for path in paths:
-                found |= self._page_faults(context, address, path)
+                found |= self._page_faults(context, address, path, STYLE.format(letters=letters))
             context.close()
         return sorted(found)
 
-    def _page_faults(self, context, address: str, path: str) -> set[Fault]:
+    def _page_faults(self, context, address: str, path: str, style: str) -> set[Fault]:
         found: set[Fault] = set()
+        under_way = set()
 
         def fault(kind: str, detail: str) -> None:
             found.add(Fault(path, kind, detail))
@@ -466,6 +551,7 @@ class Browser:
             return url.startswith(address.removesuffix(PREFIX) + "/")
 
         def on_request(request):
+            under_way.add(request)
             if is_external(request.url) and not ours(request.url):
                 fault(EXTERNAL, request.url)
 
@@ -480,32 +566,50 @@ class Browser:
 
         page = context.new_page()
         page.on("request", on_request)
+        page.on("requestfinished", lambda request: under_way.discard(request))
+        page.on("requestfailed", lambda request: under_way.discard(request))
         page.on("response", on_response)
         page.on("console", on_console)
         page.on("pageerror", lambda error: fault(CONSOLE, str(error)[:300]))
         page.on("websocket", lambda socket: fault(EXTERNAL, socket.url))  # ours has none
-        page.set_viewport_size(DESKTOP)
+        page.set_viewport_size({"width": WIDTHS[0], "height": HEIGHT})
         page.goto(address + path, wait_until="load")
-        page.add_style_tag(content=STILL)
-        unfinished = page.evaluate(AWAIT_MATH, MATH_SECONDS)
+        page.add_style_tag(content=style)
+        unfinished = page.evaluate(AWAIT_MATH, LIMIT)
         for detail in [unfinished] if unfinished else page.evaluate(FIND_RAW_MATH):
             fault(MATH, detail)
+        page.evaluate(UNFOLD)
         page.evaluate(THIN_OUT)
+        for width in WIDTHS:
+            self._layout_faults(page, width, "given", fault)
+            for detail in page.evaluate(FIND_UNREACHABLE):
+                fault(ACCESS, detail)
+        for width in reversed(WIDTHS):
+            self._layout_faults(page, width, "wide", fault)
+        page.evaluate(REMOVE_COPIES)
+        page.evaluate(SET_LETTERS, "given")
         self._axe_faults(page, "light", AXE_ALL, fault)
+        self._axe_faults(page, "light", AXE_COLOURS, fault)
         # Switching in place is what the theme's own button does, and saves loading everything again.
         page.emulate_media(color_scheme="dark")
         page.evaluate(SET_THEME, "dark")
         self._axe_faults(page, "dark", AXE_COLOURS, fault)
-        page.set_viewport_size(PHONE)
-        if overflow := page.evaluate(FIND_OVERFLOW):
-            fault(OVERFLOW, overflow)
-        # Code and tables start to scroll at this width only: whoever has no mouse must reach them. The theme makes them
-        # reachable a moment after the change of width, so a first refusal does not count.
-        if page.evaluate(RUN_AXE, AXE_SCROLLING):
-            page.wait_for_timeout(700)
+        for letters in ("given", "wide"):
+            self._layout_faults(page, WIDTHS[-1], letters, fault)
             self._axe_faults(page, "dark", AXE_SCROLLING, fault)
+        deadline = time.monotonic() + LIMIT
+        while under_way and time.monotonic() < deadline:
+            page.wait_for_timeout(10)  # lets the events of what the page asked for come in
         page.close()
         return found
+
+    @staticmethod
+    def _layout_faults(page, width: int, letters: str, fault) -> None:
+        if page.viewport_size["width"] != width:
+            page.set_viewport_size({"width": width, "height": HEIGHT})
+        page.evaluate(SET_LETTERS, letters)
+        if overflow := page.evaluate(FIND_OVERFLOW):
+            fault(OVERFLOW, f"with {letters} letters {overflow}")
 
     @staticmethod
     def _axe_faults(page, theme: str, only: dict, fault) -> None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import pages
 import pytest
+from bs4 import BeautifulSoup
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "book" / "_ext"))
+import fpo_pages  # noqa: E402
 
 # As the theme does it: the stored theme is set before the first paint.
 HEAD = """<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>A page</title>
@@ -17,6 +24,15 @@ html[data-theme=dark] a { color: #9cf }</style>"""
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 MATH = """<script>window.MathJax = {{tex: {{packages: {packages}}}, startup: {{typeset: true}}}};</script>
 <script defer src="tex-svg-full.js"></script>"""
+# As wide as the formula is with the letters of this machine, whatever they are.
+FITTED = """<script>
+const fit = () => {
+  const box = document.querySelector(".math");
+  box.style.width = box.querySelector("svg").getBoundingClientRect().width + 4 + "px";
+};
+const pageReady = () => MathJax.startup.defaultPageReady().then(fit);
+window.MathJax = {options: {enableMenu: false}, startup: {pageReady}};
+</script><script defer src="tex-svg-full.js"></script>"""
 STRICT = MATH.format(packages="{'[-]': ['noundefined']}")
 
 
@@ -76,6 +92,13 @@ STATIC = {
 }
 
 FONT = "@font-face { font-family: Far; src: url(https://fonts.example.org/far.woff2) } p { font-family: Far }"
+# A line as long as fits the narrowest screen with the letters of this machine.
+LONG = """<code style="white-space: nowrap"></code><script>
+const line = document.querySelector("code");
+while (line.offsetWidth < 280) line.textContent += "x";
+</script>"""
+BOX = """<div style="overflow-x: auto; white-space: nowrap; width: max-content"><code>x = 1; y = 2; z = 3</code></div>
+<script>const box = document.querySelector("div"); box.style.width = box.offsetWidth + "px"</script>"""
 WIDE = '<div style="width: 700px">wide</div>'
 SEEN = {
     "external script": (page(head='<script src="https://cdn.example.org/a.js"></script>'), pages.EXTERNAL),
@@ -122,7 +145,28 @@ SEEN = {
         page('<pre style="overflow-x: auto; width: 200px">' + "long " * 100 + "</pre>"),
         pages.ACCESS,
     ),
+    "scrolls once it is unfolded": (
+        page("<details><summary>code</summary><pre style='overflow: auto'>" + "long " * 100 + "</pre></details>"),
+        pages.ACCESS,
+    ),
+    "scrolls with wide letters only": (page(BOX), pages.ACCESS),
+    "formula in a proposition that scrolls with wide letters only": (
+        page(
+            r'<div class="proof"><section><div class="math" style="overflow: auto hidden">\[a + b + c + d + e\]</div>',
+            FITTED,
+        ),
+        pages.ACCESS,
+    ),
+    "takes the focus without a name": (
+        page('<div style="overflow: auto" tabindex="0" role="group">text</div>'),
+        pages.ACCESS,
+    ),
+    "takes the focus without a role": (
+        page('<div style="overflow: auto" tabindex="0" title="Text">text</div>'),
+        pages.ACCESS,
+    ),
     "too wide for a phone": (page(WIDE), pages.OVERFLOW),
+    "too wide with wide letters only": (page(LONG), pages.OVERFLOW),
 }
 
 
@@ -150,6 +194,14 @@ def test_planted_in_the_browser(seen, number, kind):
     assert {fault.kind for fault in found} == {kind}, found
 
 
+@pytest.mark.parametrize("name", [name for name in SEEN if name.endswith("with wide letters only")])
+def test_wide_letters_are_wide(seen, name):
+    """What fits in the letters of this machine is found by being laid out, not only by being able to scroll."""
+    found = " ".join(fault.detail for fault in seen if fault.page == f"{list(SEEN).index(name)}.html")
+    assert "scrollable-region-focusable" in found or "with wide letters" in found
+    assert "with given letters" not in found
+
+
 def test_not_planted_in_the_browser(seen):
     assert not [fault for fault in seen if fault.page in ("index.html", "other.html")]
 
@@ -166,8 +218,9 @@ def test_nothing_planted_nothing_found(tmp_path, browser):
     <figure><svg role="img" width="9" height="9"><title>A drawing</title><path d="M0 0h9v9z"/></svg></figure>
     <span aria-hidden="true"><img src="dot.png" alt=""></span><svg width="9" height="9"><path d="M0 0h9v9z"/></svg>
     <img src="data:image/png;base64,DOT" alt="A dot">
-    <pre tabindex="0" style="overflow-x: auto">LONG</pre>
-    <div style="overflow-x: auto" tabindex="0"><table style="width: 900px"><tr><td>wide</td></tr></table></div>
+    <pre tabindex="0" role="group" aria-label="Code" style="overflow-x: auto">LONG</pre>
+    <div style="overflow-x: auto" tabindex="0" role="group" aria-label="Table">
+    <table style="width: 900px"><tr><td>wide</td></tr></table></div>
     <script>console.log("no error"); console.warn("none either")</script>""".replace("DOT", DOT).replace(
         "LONG", "long " * 100
     )
@@ -192,6 +245,35 @@ def test_every_page_is_opened(tmp_path, browser):
     ]
 
 
+def test_fonts_of_another_machine(tmp_path, browser, monkeypatch):
+    """FPO_FONTS puts other letters in the place of the given ones: an i in the one family is half as wide."""
+    write_site(tmp_path, index=page('<p style="font: 16px serif; white-space: nowrap">' + "i" * 40 + "</p>"))
+    (tmp_path / "other.html").unlink()
+    monkeypatch.setenv("FPO_FONTS", "mono")
+    assert "with given letters" in " ".join(fault.detail for fault in browser.faults(tmp_path))
+    monkeypatch.setenv("FPO_FONTS", "")
+    assert "with given letters" not in " ".join(fault.detail for fault in browser.faults(tmp_path))
+    monkeypatch.setenv("FPO_FONTS", "comic")
+    with pytest.raises(ValueError, match="FPO_FONTS = 'comic': must be one of sans, serif, mono"):
+        browser.faults(tmp_path)
+
+
+def test_mended_boxes_take_the_focus():
+    """Whatever the theme lets scroll stands in a box with a role and a name, wherever it is."""
+    soup = BeautifulSoup(
+        r"""<article><h2>Part</h2><div class="proof"><section><div class="math">\[x\]<span class="eqno">(1.2)#</span>
+        </div></section></div><details><div class="highlight"><pre>code</pre></div></details>
+        <div class="cell_output"><div class="output"><pre>text</pre><table><tr><td><pre>cell</pre></td></tr></table>
+        </div></div></article>""",
+        "html.parser",
+    )
+    fpo_pages.mend(soup)
+    boxes = soup.select("[tabindex='0']")
+    assert [box["aria-label"] for box in boxes] == ["Equation (1.2)", "Code", "Output", "Table: Part"]
+    assert {box["role"] for box in boxes} == {"group"}
+    assert all(text.find_parent(class_="scrolling") for text in soup.select("pre, table"))
+
+
 def test_an_empty_folder_is_no_book(tmp_path):
     with pytest.raises(ValueError, match="no page"):
         pages.static_faults(tmp_path)
@@ -201,15 +283,40 @@ def test_find_browser(monkeypatch, tmp_path):
     """CHROMIUM decides alone; a wrong path there is no browser, not another one."""
     monkeypatch.setenv("CHROMIUM", str(tmp_path / "none"))
     assert pages.find_browser() is None
-    chosen = tmp_path / "mine"
+    ending = ".exe" if os.name == "nt" else ""
+    chosen = tmp_path / f"mine{ending}"
     chosen.write_text("#!/bin/sh\n")
     chosen.chmod(0o755)
     monkeypatch.setenv("CHROMIUM", str(chosen))
     assert pages.find_browser() == str(chosen)
     monkeypatch.delenv("CHROMIUM")
-    chosen.rename(tmp_path / "google-chrome-stable")
+    chosen = chosen.rename(tmp_path / f"google-chrome-stable{ending}")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert pages.find_browser() == str(tmp_path / "google-chrome-stable")
+    assert pages.find_browser() == str(chosen)
+
+
+@pytest.mark.parametrize(
+    ("folder", "place"),
+    [
+        ("Applications", "Google Chrome.app/Contents/MacOS/Google Chrome"),
+        ("Program Files", "Google/Chrome/Application/chrome.exe"),
+        ("Program Files (x86)", "Microsoft/Edge/Application/msedge.exe"),
+    ],
+)
+def test_find_browser_where_none_is_on_the_path(monkeypatch, tmp_path, folder, place):
+    """macOS and Windows keep applications in folders of their own, all with blanks in their names."""
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(pages, "FOLDERS", pages.FOLDERS[1:])  # not /Applications of this machine
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("PROGRAMFILES", str(tmp_path / "Program Files"))
+    monkeypatch.setenv("PROGRAMFILES(X86)", str(tmp_path / "Program Files (x86)"))
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    browser = tmp_path / folder / place
+    browser.parent.mkdir(parents=True)
+    browser.touch()
+    assert Path(pages.find_browser()) == browser
 
 
 def report(faults) -> str:

@@ -71,6 +71,11 @@ def mend(soup):
     for equation in soup.select("article div.math"):
         number = equation.select_one(".eqno")
         make_scrollable(equation, f"Equation {number.get_text(strip=True).rstrip('#')}" if number else "Equation")
+    # The theme's script gives the focus to a <pre> that is too wide as the page loads. One in a closed cell is not.
+    for text in soup.select("article pre"):
+        if not text.find_parent(class_="scrolling"):
+            box = text.wrap(soup.new_tag("div", attrs={"class": "scrolling"}))
+            make_scrollable(box, "Output" if text.find_parent(class_="cell_output") else "Code")
 
 
 def make_scrollable(box, label):
