@@ -437,8 +437,9 @@ def test_a_checkpoint_of_other_code_is_not_used(tmp_path, monkeypatch):
 
 
 PROGRAM = """
-import sys
+import signal, sys
 from fpo import neural
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background without it
 learn = neural.Block.learn
 def announced(self, t):
     learn(self, t)

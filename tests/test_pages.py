@@ -92,11 +92,9 @@ STATIC = {
 }
 
 FONT = "@font-face { font-family: Far; src: url(https://fonts.example.org/far.woff2) } p { font-family: Far }"
-# A line as long as fits the narrowest screen with the letters of this machine.
-LONG = """<code style="white-space: nowrap"></code><script>
-const line = document.querySelector("code");
-while (line.offsetWidth < 280) line.textContent += "x";
-</script>"""
+# A line that fits the narrowest screen, and with wide letters does not. A monospace letter is 0.6 em wide on every
+# machine: that makes 295 pixels with the page's margin, and then 351.
+LONG = f'<code style="font: 16px monospace; white-space: nowrap">{"x" * 29}</code>'
 BOX = """<div style="overflow-x: auto; white-space: nowrap; width: max-content"><code>x = 1; y = 2; z = 3</code></div>
 <script>const box = document.querySelector("div"); box.style.width = box.offsetWidth + "px"</script>"""
 WIDE = '<div style="width: 700px">wide</div>'
