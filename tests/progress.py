@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ class Progress:
 
     def __init__(self, config: pytest.Config):
         self._config, self._started = config, time.monotonic()
-        self._done, self._begun = Counter(), {}
+        self._done, self._begun = 0, set()
         self._quiet = config.get_verbosity() == 0
         self._session = None
 
@@ -40,7 +39,7 @@ class Progress:
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         total = self._session.testscollected if self._session else 0
-        share = f"{100 * sum(self._done.values()) // total:3d} %" if total else "     "
+        share = f"{100 * self._done // total:3d} %" if total else "     "
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         reporter.ensure_newline()
         reporter.write_line(f"{minutes:3d} min {seconds:02d} s {share}  {text}")
@@ -48,8 +47,8 @@ class Progress:
     def pytest_runtest_logstart(self, nodeid):
         file = nodeid.partition("::")[0]
         if self._quiet and file not in self._begun:
-            self._begun[file] = time.monotonic()
+            self._begun.add(file)
             self._say(f"{file}: {about(file)}")
 
-    def pytest_runtest_logfinish(self, nodeid):
-        self._done[nodeid.partition("::")[0]] += 1
+    def pytest_runtest_logfinish(self):
+        self._done += 1

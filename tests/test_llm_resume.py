@@ -9,6 +9,7 @@ import llm_tools
 import pytest
 import torch
 import yaml
+from interrupts import interrupting
 
 from fpo import files
 from fpo.llm import FolderError, ModelError, Pipeline, TrainingError, loop, settings, train
@@ -240,22 +241,6 @@ MOMENTS = {
     "when the lines are written": (loop, "_append", 4, True),
     "while the state is taken": (loop.Pipeline, "_state", 4, False),
 }
-
-
-def interrupting(patch, place, name, call, after):
-    """Let the call with this number raise KeyboardInterrupt, before or after its work."""
-    original, calls = getattr(place, name), [0]
-
-    def interrupted(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == call and not after:
-            raise KeyboardInterrupt
-        result = original(*args, **kwargs)
-        if calls[0] == call:
-            raise KeyboardInterrupt
-        return result
-
-    patch.setattr(place, name, interrupted)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

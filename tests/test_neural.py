@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupts import interrupting
 
 from fpo import files, neural, steering
 from fpo.neural import ARMS, Config
@@ -357,22 +358,6 @@ MOMENTS = {
     "when everything has learned": (neural.Block, "learn", 12, True),
     "while the state is copied": (neural.Block, "state", 12, False),
 }
-
-
-def interrupting(patch, place, name, call, after):
-    """Let the call with this number raise KeyboardInterrupt, before or after its work."""
-    original, calls = getattr(place, name), [0]
-
-    def interrupted(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == call and not after:
-            raise KeyboardInterrupt
-        result = original(*args, **kwargs)
-        if calls[0] == call:
-            raise KeyboardInterrupt
-        return result
-
-    patch.setattr(place, name, interrupted)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
