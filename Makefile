@@ -73,7 +73,7 @@ test: $(VENV)/.test ## every check: units, notebooks, strict build, pages
 	@TQDM_DISABLE=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests fpo --nbval-lax notebooks
 
 portable: $(VENV)/.test ## the tests of numbers, notebooks and pages as on other machines: MACHINES="small old"
-	@$(PY) tests/portable.py $(MACHINES)
+	@$(PY) tests/tools/portable.py $(MACHINES)
 
 lint: $(VENV)/.test ## style of code, notebooks and workflows
 	@$(PY) -m ruff check .

@@ -10,11 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import chapters
-import llm_tools
-import pages
 import pytest
-from progress import Progress
+from tools import chapters, pages
+from tools import llm as llm_tools
+from tools.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 # These take longest and are begun first, so that two workers end at about the same time.

@@ -10,8 +10,8 @@ from unittest.mock import ANY
 
 import nbformat
 import pytest
-import tiny_book
 from bs4 import BeautifulSoup
+from tools import tiny_book
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_book
 import yaml
+from tools import tiny_book
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]

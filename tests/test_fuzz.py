@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from parameter_classes import CLASSES
+from tools.parameter_classes import CLASSES
 
 from fpo import results
 from fpo.llm import Settings, load_prompts

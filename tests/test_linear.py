@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pytest
+import slow.linear
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,15 +63,15 @@ def test_batched_run_is_the_plain_loop(arm, through_oracle):
     )
     result = linear.simulate(config)
     for i, seed in enumerate(config.seeds):
-        for quantity, slow in zip(("utility", "signal", "noise"), oracles.linear_run(seed, arm, config), strict=True):
-            np.testing.assert_allclose(result.of(arm, quantity)[:, i], slow, atol=1e-9, rtol=0)
+        for quantity, wanted in zip(("utility", "signal", "noise"), slow.linear.run(seed, arm, config), strict=True):
+            np.testing.assert_allclose(result.of(arm, quantity)[:, i], wanted, atol=1e-9, rtol=0)
 
 
 @given(points())
 def test_objective_is_the_plain_one(case):
     config, y, w = case
-    slow = [oracles.linear_objective(arm, y[i, 0], w[i, 0], config) for i, arm in enumerate(ARMS)]
-    assert_close(linear.objective(y, w, config)[:, 0], np.array(slow), 1e-10)
+    wanted = [slow.linear.objective(arm, y[i, 0], w[i, 0], config) for i, arm in enumerate(ARMS)]
+    assert_close(linear.objective(y, w, config)[:, 0], np.array(wanted), 1e-10)
 
 
 @given(points())
@@ -79,14 +79,14 @@ def test_closed_form_gradient_is_the_central_difference(case):
     config, y, w = case
     fast = linear.gradient(y, w, config)
     for i, arm in enumerate(ARMS):
-        held = None if config.through_oracle else oracles.linear_utility(y[i, 0], config)
-        slow = oracles.differences(
-            lambda z, arm=arm, i=i, held=held: oracles.linear_objective(arm, z, w[i, 0], config, held),
+        held = None if config.through_oracle else slow.linear.utility(y[i, 0], config)
+        wanted = slow.differences(
+            lambda z, arm=arm, i=i, held=held: slow.linear.objective(arm, z, w[i, 0], config, held),
             y[i, 0],
             1e-5,
             central=True,
         )
-        assert_close(fast[i, 0], slow, 1e-6)
+        assert_close(fast[i, 0], wanted, 1e-6)
 
 
 @given(points())
@@ -115,26 +115,26 @@ def test_forward_difference_is_the_plain_one(case):
     config, y, w = case
     fast = linear.gradient(y, w, config)
     for i, arm in enumerate(ARMS):
-        held = None if config.through_oracle else oracles.linear_utility(y[i, 0], config)
-        slow = oracles.differences(
-            lambda z, arm=arm, i=i, held=held: oracles.linear_objective(arm, z, w[i, 0], config, held), y[i, 0], 0.05
+        held = None if config.through_oracle else slow.linear.utility(y[i, 0], config)
+        wanted = slow.differences(
+            lambda z, arm=arm, i=i, held=held: slow.linear.objective(arm, z, w[i, 0], config, held), y[i, 0], 0.05
         )
-        assert_close(fast[i, 0], slow, 1e-8)
+        assert_close(fast[i, 0], wanted, 1e-8)
 
 
 @given(points())
 def test_utility_gradient_is_the_central_difference(case):
     config, y, _ = case
-    slow = oracles.differences(lambda z: oracles.linear_utility(z, config), y[0, 0], 1e-5, central=True)
-    assert_close(linear.utility_gradient(y[0, 0], config), slow, 1e-7)
+    wanted = slow.differences(lambda z: slow.linear.utility(z, config), y[0, 0], 1e-5, central=True)
+    assert_close(linear.utility_gradient(y[0, 0], config), wanted, 1e-7)
 
 
 @given(points(), st.integers(0, 60))
 def test_k_rm_steps_contract_the_error_as_the_formula_says(case, k):
     config, y, w = case
     y, w = y[0, 0], w[0, 0]
-    u, n = oracles.linear_utility(y, config), y @ y
-    error = oracles.rm_steps(w, y, u, k, config, decay=0.0) @ y - u
+    u, n = slow.linear.utility(y, config), y @ y
+    error = slow.linear.rm_steps(w, y, u, k, config, decay=0.0) @ y - u
     assert_close(error, (w @ y - u) * (1 - 2 * config.rm_lr * n) ** k, 1e-9)
 
 
@@ -150,7 +150,7 @@ def test_relaxed_penalty_is_foresight_to_first_order(case):
         values = linear.objective(y, w, config.replace(rm_lr=rm_lr, foresight_steps=k, gamma=2 * rm_lr * k))
         return abs(values[i, 0] - values[j, 0])
 
-    n, error = np.sum(y[0] ** 2), abs(np.sum(w[0] * y[0]) - oracles.linear_utility(y[0, 0], config))
+    n, error = np.sum(y[0] ** 2), abs(np.sum(w[0] * y[0]) - slow.linear.utility(y[0, 0], config))
     small = 1e-3 / max(n, 1e-3)
     # The second-order term is (r - U) k (k - 1) / 2 (2 rm_lr n)^2.
     assert gap(small) <= 1.01 * error * 10 * (2 * small * n) ** 2 + 1e-12

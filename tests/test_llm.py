@@ -6,12 +6,12 @@ import math
 import sys
 from types import SimpleNamespace
 
-import llm_tools
-import oracles
 import pytest
+import slow.llm
 import torch
 import yaml
-from parameter_classes import validated
+from tools import llm as llm_tools
+from tools.parameter_classes import validated
 
 from fpo.llm import FolderError, ModelError, Pipeline, rules, settings, train
 from fpo.llm.__main__ import main
@@ -33,8 +33,8 @@ class Recorded(Pipeline):
 def compare_with_twin(chosen):
     """The fast loop and the slow twin on the same settings; returns the largest differences seen."""
     torch.set_num_threads(chosen.threads or torch.get_num_threads())
-    slow = oracles.SlowLoop(chosen)
-    rows = [slow.step(position) for position in range(chosen.steps)]
+    twin = slow.llm.SlowLoop(chosen)
+    rows = [twin.step(position) for position in range(chosen.steps)]
     fast = Recorded(chosen)
     trace = fast.train()
     far = {"utility": 0.0, "score": 0.0, "loss": 0.0}
@@ -51,10 +51,10 @@ def compare_with_twin(chosen):
             for name in ("head_loss", "policy_loss"):
                 far["loss"] = max(far["loss"], abs(trace[position][name] - row[name]))
     learned = [value.detach() for value in fast.policy.adapter.values()]
-    far["adapter"] = max(float((a - b.detach()).abs().max()) for a, b in zip(learned, slow.trained, strict=True))
+    far["adapter"] = max(float((a - b.detach()).abs().max()) for a, b in zip(learned, twin.trained, strict=True))
     moved = max(float((a - b).abs().max()) for a, b in zip(learned, fast._start, strict=False))
     assert moved > 1e-5, "the policy did not learn: nothing was compared"
-    far["head"] = float((slow.head.weight - fast.reward_model.head.weight).detach().abs().max())
+    far["head"] = float((twin.head.weight - fast.reward_model.head.weight).detach().abs().max())
     return far
 
 

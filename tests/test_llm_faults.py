@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hub
-import llm_tools
 import pytest
 import torch
 import yaml
+from tools import hub
+from tools import llm as llm_tools
 
 from fpo.llm import (
     ModelError,

@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 
-import llm_tools
 import pytest
 import torch
 import yaml
-from interrupts import interrupting
+from tools import llm as llm_tools
+from tools.interrupts import interrupting
 
 from fpo import files
 from fpo.llm import FolderError, ModelError, Pipeline, TrainingError, loop, settings, train

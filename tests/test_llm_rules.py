@@ -155,11 +155,11 @@ def test_labels_are_those_that_the_choice_reads(rule):
 
 
 def test_fit_head_against_scipy():
-    import oracles
+    import slow.llm
 
     for seed in range(10):
         generator = np.random.default_rng(seed)
         better, worse = generator.normal(size=(20, 6)), generator.normal(size=(20, 6))
         for ridge in (1e-3, 0.1):
             found = fit_head(torch.tensor(better), torch.tensor(worse), ridge).numpy()
-            assert np.allclose(found, oracles.bradley_terry_fit(better - worse, ridge), atol=1e-5)
+            assert np.allclose(found, slow.llm.bradley_terry_fit(better - worse, ridge), atol=1e-5)

@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-import portable
 import pytest
+from tools import portable
 
 PRINT = "import os; print(os.environ['OMP_WAIT_POLICY'])"
 

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pytest
+import slow.neural
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interrupts import interrupting
+from tools.interrupts import interrupting
 
 from fpo import files, neural, steering
 from fpo.neural import ARMS, Config
@@ -44,7 +44,7 @@ def test_parity_with_the_release():
 @pytest.mark.parametrize("seed", [0, 3])
 def test_stream_is_torchs_plain_one(seed, dimensions):
     config = Config(dimensions=dimensions, signal_dimensions=1, outer_steps=5, inner_steps=4, new_samples=3)
-    plain, stream = oracles.neural_rng(seed, config), neural.Stream(seed, config)
+    plain, stream = slow.neural.rng(seed, config), neural.Stream(seed, config)
     policy, buffer = (tensor[0] for tensor in neural.room(1, config))
     for _ in range(2):
         for ours, theirs in zip(stream.reward_model(), next(plain), strict=True):
@@ -78,8 +78,8 @@ def test_batched_run_is_the_plain_loop(arm, changes, route):
     config = Config(seeds=[3, 11], outer_steps=20, gradient=route, arms=ARMS, **SMALL, **changes)
     result = neural.simulate(config)
     for i, seed in enumerate(config.seeds):
-        slow = oracles.neural_run(seed, arm, config)
-        for quantity, expected in zip(("utility", "reward", "noise"), slow, strict=True):
+        wanted = slow.neural.run(seed, arm, config)
+        for quantity, expected in zip(("utility", "reward", "noise"), wanted, strict=True):
             # The exact arm solves with a matrix of large condition number, here by another route.
             tolerance = 1e-6 if arm == "exact" else 1e-9
             np.testing.assert_allclose(result.of(arm, quantity)[:, i], expected, atol=tolerance, rtol=0)
@@ -89,7 +89,7 @@ def test_the_papers_network_is_the_plain_loop_too():
     config = Config(seeds=[5], outer_steps=4, inner_steps=2, precision="float64")
     result = neural.simulate(config)
     for arm in ARMS:
-        np.testing.assert_allclose(result.of(arm)[:, 0], oracles.neural_run(5, arm, config)[0], atol=1e-6, rtol=0)
+        np.testing.assert_allclose(result.of(arm)[:, 0], slow.neural.run(5, arm, config)[0], atol=1e-6, rtol=0)
 
 
 @st.composite
@@ -129,9 +129,9 @@ def test_closed_form_gradient_is_autograd(game):
     layers, y, offset, objective, memory = game
     a = None if memory is None else neural.solve(layers, y + 0.1, memory)
     fast = neural.gradient_in_closed_form(layers, y, offset, objective, a)
-    slow = neural.gradient_by_autograd(layers, y, offset, objective, a)
-    scale = max(1.0, float(slow.abs().max()))
-    torch.testing.assert_close(fast / scale, slow / scale, rtol=0, atol=1e-11)
+    wanted = neural.gradient_by_autograd(layers, y, offset, objective, a)
+    scale = max(1.0, float(wanted.abs().max()))
+    torch.testing.assert_close(fast / scale, wanted / scale, rtol=0, atol=1e-11)
 
 
 @given(games())
@@ -169,8 +169,8 @@ def test_autograd_gradient_is_the_central_difference_of_the_stated_objective(gam
             r = float(r.detach())
             return r - cost * float(x @ x) - (alpha * (r - u) + beta) * m
 
-        slow = oracles.differences(value, y[run, 0].numpy(), 1e-5, central=True)
-        np.testing.assert_allclose(ours[run, 0], slow, atol=2e-6 * max(1.0, np.abs(slow).max()), rtol=0)
+        wanted = slow.differences(value, y[run, 0].numpy(), 1e-5, central=True)
+        np.testing.assert_allclose(ours[run, 0], wanted, atol=2e-6 * max(1.0, np.abs(wanted).max()), rtol=0)
 
 
 @given(games(), st.integers(1, 8))

@@ -10,8 +10,7 @@ import sys
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-
-import notebooks
+from tools import notebooks
 
 TABLE = "claim-1  0.25  reproduced\n"
 FIGURE = {"image": {"alt": "A line"}, "figure": {"caption": "A line.", "name": "a-line"}}

@@ -9,9 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import pages
 import pytest
 from bs4 import BeautifulSoup
+from tools import pages
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "book" / "_ext"))
 import fpo_pages  # noqa: E402

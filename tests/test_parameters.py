@@ -9,7 +9,7 @@ import numpy as np
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
-from parameter_classes import CLASSES
+from tools.parameter_classes import CLASSES
 
 from fpo.linear import Config
 from fpo.parameters import NotebookParameters, ParameterError, Parameters, read

@@ -5,10 +5,10 @@ import json
 import re
 from pathlib import Path
 
-import chapters
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from tools import chapters
 
 from fpo import results
 from fpo.linear import Config

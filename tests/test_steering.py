@@ -1,7 +1,7 @@
 """The steering terms: every route against the others, ill-conditioned and degenerate cases, refusals."""
 
-import oracles
 import pytest
+import slow.softmax
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -46,7 +46,7 @@ def positive(p, condition, seed):
 @given(shape=SHAPES, seed=st.integers(0, 10**6), ridge=st.floats(0.3, 2))
 @settings(max_examples=20, deadline=None)
 def test_all_routes_to_the_total_gradient_agree(feedback, shape, seed, ridge):
-    game = oracles.SoftmaxGame.random(*shape, feedback, ridge, seed)
+    game = slow.softmax.SoftmaxGame.random(*shape, feedback, ridge, seed)
     theta = game.theta
     phi = game.fit(theta)
     rows = game.at(theta, phi)
@@ -141,12 +141,12 @@ def parts_of(game):
 
 @pytest.mark.parametrize("feedback", ["regression", "bradley-terry"])
 def test_one_action_leaves_nothing_to_steer(feedback):
-    game = oracles.SoftmaxGame.random(1, 3, feedback, 0.5, 0)
+    game = slow.softmax.SoftmaxGame.random(1, 3, feedback, 0.5, 0)
     assert all(float(part.abs().max()) == 0 for part in parts_of(game))
 
 
 def test_zero_reward_leaves_no_gradient():
-    game = oracles.SoftmaxGame.random(4, 3, "regression", 0.5, 0)
+    game = slow.softmax.SoftmaxGame.random(4, 3, "regression", 0.5, 0)
     game.utilities = torch.zeros(4)
     assert all(float(part.abs().max()) == 0 for part in parts_of(game))
 
@@ -160,8 +160,8 @@ def test_a_response_identical_to_its_reference_has_no_influence():
 
 
 def test_duplicated_samples_share_their_weight():
-    game = oracles.SoftmaxGame.random(3, 4, "regression", 0.3, 1)
-    doubled = oracles.SoftmaxGame(
+    game = slow.softmax.SoftmaxGame.random(3, 4, "regression", 0.3, 1)
+    doubled = slow.softmax.SoftmaxGame(
         game.features.repeat(2, 1), game.utilities.repeat(2), game.theta.repeat(2), "regression", 0.3, game.reference
     )
     for phi, phi2 in [(game.fit(game.theta), doubled.fit(doubled.theta))]:

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 
-import portable
 import pytest
+from tools import portable
 
 STEPS = 4
 RUN = "import sys; from fpo.llm.__main__ import main; sys.exit(main(sys.argv[1:]))"

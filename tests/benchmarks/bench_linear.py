@@ -1,7 +1,7 @@
 """The linear game: every seed and arm as one batch, against one plain forward-difference loop after the other."""
 
-import oracles
 import pytest
+import slow.linear
 
 from fpo import linear
 
@@ -18,4 +18,4 @@ def test_fast(benchmark):
 def test_slow(benchmark):
     config = linear.Config(seeds=[0], gradient="forward-difference")
     benchmark.extra_info["units"] = len(linear.ARMS)
-    benchmark.pedantic(lambda: [oracles.linear_run(0, arm, config) for arm in linear.ARMS], rounds=3)
+    benchmark.pedantic(lambda: [slow.linear.run(0, arm, config) for arm in linear.ARMS], rounds=3)

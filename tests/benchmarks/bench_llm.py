@@ -16,8 +16,8 @@ import time
 from functools import cache
 from pathlib import Path
 
-import oracles
 import pytest
+import slow.llm
 import torch
 
 from fpo import files, llm, results
@@ -57,7 +57,7 @@ def play(made, **changes):
 
 def play_slowly(dtype):
     torch.set_num_threads(THREADS)
-    return oracles.SlowLoop(chosen(dtype))
+    return slow.llm.SlowLoop(chosen(dtype))
 
 
 def fast(benchmark, dtype):

@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-import oracles
 import pytest
+import slow.neural
 from tqdm import tqdm
 
 from fpo import files, neural, results
@@ -36,7 +36,7 @@ def config(gradient, **changes):
 
 def play_slowly():
     for arm in ARMS:
-        oracles.neural_run(0, arm, config("autograd"))
+        slow.neural.run(0, arm, config("autograd"))
 
 
 @pytest.mark.benchmark(group="neural")
@@ -74,7 +74,7 @@ def main(out):
         seconds = float(f"{iteration(gradient, runs, threads):.3g}")
         found.append({"gradient": gradient, "threads": threads, "runs": runs, "seconds": seconds})
     game = config("autograd", outer_steps=TIMED)
-    slow = min(clock(oracles.neural_run, 0, "relaxed", game) for _ in range(REPEATS)) / TIMED
+    slow = min(clock(slow.neural.run, 0, "relaxed", game) for _ in range(REPEATS)) / TIMED
     content = {
         "provenance": results.provenance(
             "PYTHONPATH=tests python tests/benchmarks/bench_neural.py notebooks/runs/neural_cost.json",

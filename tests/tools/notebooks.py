@@ -17,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LONGEST_CELL = 25
 RESULT_KEYS = {"notebook", "parameters", "environment", "results", "claims"}
 VERDICTS = ("not reproduced", "reproduced", "partly", "new", "open")

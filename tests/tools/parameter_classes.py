@@ -12,7 +12,7 @@ from fpo import linear, neural
 from fpo.llm import Settings
 from fpo.parameters import Parameters
 
-NOTEBOOKS = {path.stem: path for path in Path(__file__).resolve().parents[1].glob("notebooks/*.ipynb")}
+NOTEBOOKS = {path.stem: path for path in Path(__file__).resolve().parents[2].glob("notebooks/*.ipynb")}
 
 
 def validated(notebook: str, **values: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = """import json, sys
 from pathlib import Path
 total = json.loads(Path(sys.argv[1], "{first}.json").read_text())["results"]["total"]

@@ -1,0 +1,60 @@
+"""The linear game, one action and one seed at a time."""
+
+import numpy as np
+
+from slow import differences
+
+
+def utility(y, config):
+    """U(y) of the linear game for one action."""
+    t = np.zeros(config.dimensions)
+    t[: config.signal_dimensions] = config.target
+    return config.utility_scale * np.exp(-config.utility_sharpness * np.sum((y - t) ** 2))
+
+
+def rm_steps(w, y, u, count, config, decay=None):
+    """`count` literal RM steps at a fixed action y with utility u."""
+    decay = config.rm_decay if decay is None else decay
+    for _ in range(count):
+        w = (1 - decay) * w + config.rm_lr * 2 * (u - w @ y) * y
+    return w
+
+
+def objective(arm, y, w, config, oracle=None):
+    """What one arm's leader climbs at one action; `oracle` replaces U(y) where it is held constant."""
+    u = utility(y, config) if oracle is None else oracle
+    value = w @ y - config.action_cost * (y @ y)
+    if arm == "relaxed":
+        value -= config.gamma * (w @ y - u) * (y @ y)
+    if arm == "practical":
+        value -= config.gamma * (y @ y)
+    if arm == "foresight":
+        value += rm_steps(w, y, u, config.foresight_steps, config, decay=0.0) @ y - w @ y
+    return value
+
+
+def run(seed, arm, config):
+    """One seed of one arm as a plain loop with forward differences: arrays (steps + 1,) of utility, signal, noise.
+
+    This is the release's algorithm as the paper states it; `fpo.linear` must give the same numbers.
+    """
+    w = np.random.RandomState(seed).normal(0, config.initial_noise, config.dimensions)
+    w[: config.signal_dimensions] += 1
+    y = np.zeros(config.dimensions)
+    rows = []
+    for t in range(config.steps + 1):
+        rows.append(
+            (
+                utility(y, config),
+                np.linalg.norm(y[: config.signal_dimensions]),
+                np.linalg.norm(y[config.signal_dimensions :]),
+            )
+        )
+        if t == config.steps:
+            break
+        held = None if config.through_oracle else utility(y, config)
+        y = y + config.policy_lr * differences(
+            lambda z, w=w, held=held: objective(arm, z, w, config, held), y, config.difference
+        )
+        w = rm_steps(w, y, utility(y, config), 1, config)
+    return tuple(np.array(rows).T)

@@ -1,0 +1,93 @@
+"""The neural game, one action and one seed at a time, by autograd."""
+
+import numpy as np
+import torch
+
+
+def rng(seed, config):
+    """The release's random numbers for one seed: an endless iterator over runs, each a model and then its noise."""
+    torch.manual_seed(seed)
+    while True:
+        widths = (config.dimensions, *config.hidden, 1)
+        layers = [torch.nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        for layer in layers:
+            torch.nn.init.normal_(layer.weight, 0.0, config.initial_scale)
+            torch.nn.init.normal_(layer.bias, 0.0, 0.0)
+        yield layers
+        for _ in range(config.outer_steps):
+            policy = [torch.randn(config.dimensions) for _ in range(config.inner_steps)]
+            yield policy, torch.randn(config.new_samples, config.dimensions)
+
+
+def utility(y, config):
+    """U(y) of the neural game for one action."""
+    t = torch.zeros_like(y)
+    t[: config.signal_dimensions] = config.target
+    return config.utility_scale * torch.exp(-config.utility_sharpness * ((y - t) ** 2).sum())
+
+
+def penalty(arm, model, y, theta, sampled, known, config):
+    """gamma R(y) of one arm at one action (y carries a graph), with whole gradients and a dense Hessian."""
+    if arm == "standard" or (arm == "exact" and not known):
+        return 0.0
+    parameters = list(model.parameters())
+
+    def slope(x, graph):
+        rows = torch.autograd.grad(model(x)[0], parameters, create_graph=graph, retain_graph=True)
+        return torch.cat([row.flatten() for row in rows])
+
+    g = slope(y, True)
+    if arm == "practical":
+        return -config.gamma_practical * g @ g
+    u = utility(y if config.utility_at == "sample" else y - sampled, config)
+    error = model(y)[0] - (u if arm in config.through_oracle else u.detach())
+    if arm == "relaxed":
+        return -config.gamma_relaxed * error * (g @ g)
+    hessian = (config.rm_decay + config.damping) * torch.eye(len(g), dtype=g.dtype)
+    for x, _ in known:
+        row = slope(x, False)
+        hessian += 2 * torch.outer(row, row) / len(known)
+    a = torch.linalg.solve(hessian, slope(theta, False))
+    return -2 * config.gamma_exact * error * (a @ g)
+
+
+def run(seed, arm, config, iterations=None):
+    """One seed of one arm, one action at a time, by autograd through the parameter gradients: utility, reward, noise.
+
+    The random stream is the release's; under pairing="released" every arm but the standard one first passes over the
+    standard run's part of it. The arrays have one entry for each iteration, or for the first few.
+    """
+    dtype = getattr(torch, config.precision)
+    numbers = rng(seed, config)
+    if config.pairing == "released" and arm != "standard":
+        for _ in range(1 + config.outer_steps):
+            next(numbers)
+    layers = [layer.to(dtype) for layer in next(numbers)]
+    pairs = [part for layer in layers for part in (layer, torch.nn.Softplus())]
+    model = torch.nn.Sequential(*pairs[:-1])
+    adam = torch.optim.Adam(model.parameters(), lr=config.rm_lr, weight_decay=config.rm_decay)
+    theta, buffer, rows = torch.zeros(config.dimensions, dtype=dtype), [], []
+    for t in range(config.outer_steps if iterations is None else iterations):
+        f = 1 - (t / config.outer_steps) ** config.schedule_power
+        sigma = config.sigma_end + (config.sigma - config.sigma_end) * f
+        lr = config.policy_lr_end + (config.policy_lr - config.policy_lr_end) * f
+        policy, more = next(numbers)
+        for eps in policy:
+            sampled = sigma * eps.to(dtype)
+            y = (theta + sampled).requires_grad_()
+            value = model(y)[0] - config.action_cost * (y @ y)
+            value = value + penalty(arm, model, y, theta, sampled, buffer, config)
+            uphill = torch.autograd.grad(value, y)[0]
+            theta = theta + lr * uphill.clamp(-config.clip, config.clip)
+        with torch.no_grad():
+            noise = torch.linalg.norm(theta[config.signal_dimensions :])
+            rows.append([float(utility(theta, config)), float(model(theta)[0]), float(noise)])
+        for eps in more:
+            y = theta + sigma * eps.to(dtype)
+            buffer.append((y, utility(y, config)))
+        buffer = buffer[-config.buffer_size :]
+        adam.zero_grad()
+        for y, u in buffer:
+            ((model(y)[0] - u) ** 2 / len(buffer)).backward()
+        adam.step()
+    return np.array(rows).T
