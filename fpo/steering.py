@@ -235,6 +235,28 @@ def bt_loss_gradients(
     return (margins.sigmoid() - preferences)[..., None] * (gradients - references)
 
 
+def bt_hessian(differences: torch.Tensor, probabilities: torch.Tensor, ridge: float) -> torch.Tensor:
+    """H = (1/n) sum p (1 - p) d d^T + ridge I of the Bradley-Terry loss of a linear RM: shape (p, p).
+
+    Parameters
+    ----------
+    differences : tensor (n, p)
+        d = g_z - g_ref, one comparison a row.
+    probabilities : tensor (n,)
+        p = sigmoid(r_z - r_ref), the RM's own.
+    ridge : float
+        Weight of |phi|^2 / 2 in the loss.
+
+    Examples
+    --------
+    >>> bt_hessian(torch.tensor([[2.0]]), torch.tensor([0.5]), ridge=1.0)
+    tensor([[2.]])
+    """
+    weighted = differences * (probabilities * (1 - probabilities))[:, None]
+    ridge_part = ridge * torch.eye(differences.shape[1], dtype=differences.dtype, device=differences.device)
+    return weighted.T @ differences / len(differences) + ridge_part
+
+
 def bt_relaxed_penalty(
     margins: torch.Tensor, preferences: torch.Tensor, gradients: torch.Tensor, references: torch.Tensor
 ) -> torch.Tensor:

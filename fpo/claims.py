@@ -1,0 +1,218 @@
+"""Claims with their evidence, and the ledger that counts the comparisons which share an error rate."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from fpo import stats
+
+Verdict = Literal["reproduced", "partly", "not reproduced", "new", "open"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Claim(BaseModel):
+    """One claim with what was found and the rule that gave its verdict.
+
+    `id` is unique in the book; `source` says who claims it; `value` is what was found, in words and rounded numbers;
+    `rule` states how the verdict follows from the numbers. A `certain` claim is a theorem or a check of code, which
+    cannot come out otherwise.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)+$")]
+    statement: Text
+    source: Text
+    value: Text
+    rule: Text
+    verdict: Verdict
+    certain: bool = False
+
+
+def judge(*evidence: bool | None, ours: bool = False) -> Verdict:
+    """The verdict on a claim in several parts, each found to hold (True), to fail (False), or undecided (None).
+
+    `reproduced` if all hold, or `new` if the claim is ours; `partly` if some hold. Where none holds, `not reproduced`
+    if all fail, and otherwise `open`: the undecided parts are what tells `partly` from `not reproduced`.
+
+    Examples
+    --------
+    >>> judge(True, None), judge(None, False), judge(False, False), judge(True, ours=True)
+    ('partly', 'open', 'not reproduced', 'new')
+    """
+    if evidence and all(evidence):
+        return "new" if ours else "reproduced"
+    if any(evidence):
+        return "partly"
+    return "open" if None in evidence or not evidence else "not reproduced"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One part of what speaks for a claim: what was found, in words, and whether the part holds (None: undecided)."""
+
+    found: str
+    holds: bool | None
+
+
+def number(value: float, spec: str = ".2f") -> str:
+    """A number as claims show it.
+
+    Examples
+    --------
+    >>> number(0.125), number(float("nan"))
+    ('0.12', 'no number')
+    """
+    return format(value, spec) if np.isfinite(value) else "no number"
+
+
+def most(row: Mapping[str, Any], found: str = "{wins} of {pairs}", wins: bool = True) -> Evidence:
+    """That most pairs of a comparison are wins, or that most are not; `found` may name the row's entries."""
+    return Evidence(found.format(**row), stats.most(dict(row), wins))
+
+
+def beyond(row: Mapping[str, Any], mark: float, found: str = "") -> Evidence:
+    """That the share of wins lies above `mark`, its whole interval: fails below it, is undecided if astride."""
+    return Evidence(found.format(**row), True if row["low"] > mark else False if row["high"] < mark else None)
+
+
+def under(value: float, limit: float, found: str = "") -> Evidence:
+    """That |value| is under `limit`; undecided for NaN. `found` may name the `value`."""
+    return Evidence(found.format(value=value), bool(abs(value) < limit) if np.isfinite(value) else None)
+
+
+def close(value: float, wanted: float, width: float, found: str = "") -> tuple[Evidence, Evidence]:
+    """That `value` lies within `width` of what is wanted, and within half of that; undecided for NaN."""
+    return under(value - wanted, width, found.format(value=value)), under(value - wanted, width / 2)
+
+
+class Ledger:
+    """The claims of a chapter, and the comparisons that were announced for them.
+
+    Parameters
+    ----------
+    prefix : str
+        What the ids of the chapter's claims begin with.
+    families : int
+        By name, how many comparisons share an error rate of 5 % (Bonferroni): each gets an interval of level
+        1 - 0.05 / comparisons.
+
+    Examples
+    --------
+    >>> ledger = Ledger("game", main=2)
+    >>> row = ledger.share([True] * 12)
+    >>> ledger.claim("wins", "It wins.", most(row, "{wins} of {pairs} seeds"), rule="on most seeds")
+    >>> ledger.claims[0].verdict, ledger.claims[0].value
+    ('new', '12 of 12 seeds')
+    >>> ledger.close()
+    Traceback (most recent call last):
+    ValueError: main: 1 of 2 comparisons were made
+    """
+
+    def __init__(self, prefix: str, **families: int):
+        self.prefix = prefix
+        self.families = families
+        self.made = dict.fromkeys(families, 0)
+        self.claims: list[Claim] = []
+
+    def compare(self, first: Iterable[float], second: Iterable[float], family: str = "main") -> dict[str, Any]:
+        """A paired comparison: see `stats.paired`. It counts.
+
+        Raises
+        ------
+        ValueError
+            If the family was not announced, or has made all its comparisons.
+        """
+        if self.made.get(family, 0) >= self.families.get(family, 0):
+            announced = self.families.get(family, 0)
+            raise ValueError(f"{family}: {announced} comparisons were announced, and this is one more")
+        self.made[family] += 1
+        return stats.paired(_numbers(first), _numbers(second), self.families[family])
+
+    def share(self, hits: Iterable[bool], family: str = "main") -> dict[str, Any]:
+        """The share of hits with its exact interval, as a comparison with one half. It counts.
+
+        Raises
+        ------
+        ValueError
+            As `compare` does.
+        """
+        hit = _numbers(hits)
+        return self.compare(hit, np.full(len(hit), 0.5), family)
+
+    def fewest(self, family: str = "main") -> int:
+        """The fewest pairs of which an interval can lie above one half."""
+        wins = (stats.paired(np.ones(n), np.zeros(n), self.families[family])["low"] > 0.5 for n in range(1, 1000))
+        return 1 + list(wins).index(True)
+
+    def claim(
+        self,
+        name: str,
+        statement: str,
+        *evidence: Evidence,
+        rule: str,
+        source: str = "this book",
+        certain: bool = False,
+    ) -> None:
+        """Put a claim down: what was found and the verdict follow from the evidence.
+
+        Parameters
+        ----------
+        name : str
+            The rest of the id.
+        statement, rule, source, certain
+            As in `Claim`.
+        evidence : Evidence
+            All parts; those with words make the claim's `value`.
+
+        Raises
+        ------
+        ValueError
+            If the id is taken.
+        pydantic.ValidationError
+            If the claim does not fit `Claim`.
+        """
+        id = f"{self.prefix}-{name}"
+        if id in (claim.id for claim in self.claims):
+            raise ValueError(f"{id}: there is a claim with this id")
+        verdict = judge(*(part.holds for part in evidence), ours=source == "this book")
+        value = "; ".join(dict.fromkeys(part.found for part in evidence if part.found))
+        self.claims.append(
+            Claim(
+                id=id,
+                statement=statement,
+                source=source,
+                value=value,
+                rule=rule,
+                verdict=verdict,
+                certain=certain,
+            )  # fmt: skip
+        )
+
+    def show(self) -> None:
+        """Print the claims: the table that CI compares with the committed one."""
+        for each in self.claims:
+            verdict = f"{each.verdict}, certain" if each.certain else each.verdict
+            print(f"{each.id}: {verdict}\n    {each.statement}\n    found: {each.value}\n    rule: {each.rule}")
+
+    def close(self) -> None:
+        """Check that every comparison that was announced has been made.
+
+        Raises
+        ------
+        ValueError
+            If some are missing: the others' intervals would be too wide.
+        """
+        short = [
+            f"{name}: {self.made[name]} of {count}" for name, count in self.families.items() if self.made[name] < count
+        ]
+        if short:
+            raise ValueError(f"{'; '.join(short)} comparisons were made")
+
+
+def _numbers(values: Iterable[float]) -> np.ndarray:
+    return np.asarray(values if hasattr(values, "__len__") else list(values), dtype=float)
