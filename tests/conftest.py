@@ -56,8 +56,10 @@ def build():
 @pytest.fixture(scope="session")
 def built_book(build, tmp_path_factory):
     """The folder of the rendered book: committed outputs, every warning an error."""
+    import render  # beside book/build.py, which the fixture has put on the path
+
     folder = tmp_path_factory.mktemp("book")
-    status = build.render(build.stage(folder / "source"), folder / "html")
+    status = render.render(render.stage(folder / "source"), folder / "html")
     if status:
         pytest.fail("the book does not render without warnings: see the captured messages, or run `make html`")
     return folder / "html"

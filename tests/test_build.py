@@ -21,8 +21,11 @@ def tree(tmp_path):
 
 @pytest.fixture
 def build(tree, monkeypatch):
-    """The tree's own book/build.py as a module."""
+    """The tree's own book/build.py as a module; `execute` and `render` are those beside it."""
     monkeypatch.syspath_prepend(str(tree / "book"))
+    for name in ("execute", "render"):  # this tree's, and gone with it
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
     for name in ("PYTHONPATH", "TQDM_DISABLE"):  # main() sets them: have them restored
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("CALLER", str(tree.parent))
@@ -33,9 +36,19 @@ def build(tree, monkeypatch):
 
 
 @pytest.fixture
-def unrendered(build, monkeypatch):
+def execute(build):
+    return sys.modules["execute"]
+
+
+@pytest.fixture
+def render(build):
+    return sys.modules["render"]
+
+
+@pytest.fixture
+def unrendered(build, render, monkeypatch):
     """The driver with an instant renderer: what is looked at is the execution."""
-    monkeypatch.setattr(build, "render", lambda source, out: out.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(render, "render", lambda source, out: out.mkdir(parents=True, exist_ok=True))
     return build
 
 
@@ -63,8 +76,8 @@ def edition(build, tree, text, out="out"):
     return build.main(["edition", "--parameters", "my.yaml", "--out", out])
 
 
-def test_names_follow_the_reading_order(build):
-    assert build.notebook_names() == ["first", "second"]
+def test_names_follow_the_reading_order(execute):
+    assert execute.notebook_names() == ["first", "second"]
 
 
 # Rendering
@@ -86,10 +99,10 @@ def test_html_renders_a_good_book_and_refuses_a_missing_number(build, tree, capf
 
 
 @pytest.fixture
-def counted(instant, monkeypatch):
+def counted(instant, render, monkeypatch):
     """The driver with a renderer that writes one page and counts; `counted.status` is what it returns."""
 
-    def render(source, out):
+    def write(source, out):
         instant.renderings += 1
         shutil.rmtree(out, ignore_errors=True)
         if not instant.status:
@@ -98,8 +111,8 @@ def counted(instant, monkeypatch):
         return instant.status
 
     instant.renderings = instant.status = 0
-    monkeypatch.setattr(instant, "render", render)
-    monkeypatch.setattr(instant, "packages", lambda: {"sphinx": "1"})
+    monkeypatch.setattr(render, "render", write)
+    monkeypatch.setattr(render, "packages", lambda: {"sphinx": "1"})
     return instant
 
 
@@ -113,7 +126,7 @@ CHANGES = {
         file: changed(file)
         for file in (
             "_config.yml", "_toc.yml", "CHANGELOG.md", "constraints.txt", "book/index.md", "book/build.py",
-            "book/_static/book.css", "book/_ext/fpo_book.py", "notebooks/first.ipynb",
+            "book/render.py", "book/_static/book.css", "book/_ext/fpo_book.py", "notebooks/first.ipynb",
         )
     },
     "a new page": lambda tree: (tree / "book" / "new.md").write_text("# New\n"),
@@ -124,7 +137,7 @@ CHANGES = {
 }  # fmt: skip
 
 
-def test_pages_are_rendered_again_only_when_something_changed(counted, tree, capsys, monkeypatch):
+def test_pages_are_rendered_again_only_when_something_changed(counted, render, tree, capsys, monkeypatch):
     def renders():
         before = counted.renderings
         assert counted.main(["html"]) == 0
@@ -136,9 +149,9 @@ def test_pages_are_rendered_again_only_when_something_changed(counted, tree, cap
     for what, change in CHANGES.items():
         change(tree)
         assert renders(), what
-    monkeypatch.setattr(counted, "packages", lambda: {"sphinx": "2"})
+    monkeypatch.setattr(render, "packages", lambda: {"sphinx": "2"})
     assert renders()
-    monkeypatch.setattr(counted.sys, "version", "another Python")
+    monkeypatch.setattr(render.sys, "version", "another Python")
     assert renders() and not renders()
 
 
@@ -228,31 +241,31 @@ def test_failed_execution_is_reported_and_never_reused(unrendered, tree, capsys)
     "file",
     ["fpo/__init__.py", "fpo/new.py", "notebooks/runs/run.csv", "notebooks/parameters/long.yaml", "constraints.txt"],
 )
-def test_reuse_key_depends_on_every_ingredient(build, tree, file):
-    before = build.reuse_key("first")
+def test_reuse_key_depends_on_every_ingredient(execute, tree, file):
+    before = execute.reuse_key("first")
     (tree / file).write_text("# other\n")
-    assert build.reuse_key("first") != before
+    assert execute.reuse_key("first") != before
 
 
-def test_reuse_key_depends_on_cells_and_not_on_outputs(build, tree):
+def test_reuse_key_depends_on_cells_and_not_on_outputs(execute, tree):
     path = tree / "notebooks" / "first.ipynb"
-    before = build.reuse_key("first")
+    before = execute.reuse_key("first")
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].execution_count = 7
     notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="x")]
     nbformat.write(notebook, path)
-    assert build.reuse_key("first") == before
+    assert execute.reuse_key("first") == before
     notebook.cells[1].metadata["mystnb"] = {"figure": {"caption": "Other"}}
     nbformat.write(notebook, path)
-    assert build.reuse_key("first") != before
+    assert execute.reuse_key("first") != before
     notebook.cells[1].metadata.pop("mystnb")
     notebook.cells[0].source += " again"
     nbformat.write(notebook, path)
-    assert build.reuse_key("first") != before
+    assert execute.reuse_key("first") != before
 
 
-def test_time_limit(unrendered, tree, capsys, monkeypatch):
-    monkeypatch.setattr(unrendered, "TIME_LIMIT", 1)
+def test_time_limit(unrendered, execute, tree, capsys, monkeypatch):
+    monkeypatch.setattr(execute, "TIME_LIMIT", 1)
     path = tree / "notebooks" / "first.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[4].source = "import time\ntime.sleep(60)"
@@ -287,12 +300,12 @@ def test_refresh_is_deterministic_and_leaves_no_trace_of_the_machinery(unrendere
     assert "<text>6</text>" in (tree / "book" / "_static" / "headline.svg").read_text()
 
 
-def test_pieces_of_print_become_one_whatever_their_order(build):
+def test_pieces_of_print_become_one_whatever_their_order(execute):
     out, err, shown = (
         nbformat.v4.new_output("stream", name=name, text="x\n") for name in ("stdout", "stderr", "stdout")
     )
     figure = nbformat.v4.new_output("display_data", data={"text/plain": "figure"})
-    whole = build.merge_streams([err, out, err, out, figure, shown])
+    whole = execute.merge_streams([err, out, err, out, figure, shown])
     assert [(output.get("name"), output.get("text")) for output in whole] == [
         ("stdout", "x\nx\n"),
         ("stderr", "x\nx\n"),
