@@ -1,67 +1,160 @@
-"""One look for every figure of the book: an arm has the same color and line in each of them."""
+"""One look for every figure of the book: an arm has the same color, line and marker in each of them."""
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
 
-# Okabe and Ito's palette, told apart by people with any of the common color deficiencies; lines differ too.
-COLORS = {
-    "standard": "#D55E00",
-    "relaxed": "#0072B2",
-    "practical": "#CC79A7",
-    "foresight": "#009E73",
-    "exact": "#000000",
-    "overconfidence": "#56B4E9",
-    "leverage": "#882255",
-    "kl": "#E69F00",
-    "random": "#888888",
-    "best-of-u": "#117733",
-}
-LINES = {"standard": "-", "relaxed": "--", "practical": "-.", "foresight": (0, (1, 1)), "exact": "-"}
-MARKERS = {"standard": "o", "relaxed": "s", "practical": "^", "foresight": "D", "exact": "X"}
-MARKERS |= {"overconfidence": "p", "leverage": "v", "kl": "d", "random": "*", "best-of-u": "P"}
+# Inches. With letters of LETTERS points and a page that shows a figure at most as wide as SHOWN, letters are 9 pt or
+# more where the text is 343 pixels wide, as on a phone, and never larger than the text's 16 pixels.
+WIDTH, LETTERS = 3.9, 10
+SHOWN = 448  # CSS pixels; book/_static/book.css limits other pictures to the same
 
-WIDTH = 5.4  # inches; with 11 pt letters a figure stays readable at the width of a phone
+
+@dataclass(frozen=True)
+class Look:
+    """How an arm or a selection rule is drawn; a line is as matplotlib writes it."""
+
+    color: str
+    line: str | tuple[int, tuple[float, ...]]
+    marker: str
+
+
+# Okabe and Ito's palette and three more, told apart by people with any of the common color deficiencies; lines and
+# markers differ too.
+LOOKS = MappingProxyType(
+    {
+        "standard": Look("#D55E00", "-", "o"),
+        "relaxed": Look("#0072B2", "--", "s"),
+        "practical": Look("#CC79A7", "-.", "^"),
+        "foresight": Look("#009E73", (0, (1, 1)), "D"),
+        "exact": Look("#000000", "-", "X"),
+        "overconfidence": Look("#56B4E9", (0, (5, 1)), "p"),
+        "leverage": Look("#882255", (0, (3, 1, 1, 1)), "v"),
+        "kl": Look("#E69F00", (0, (3, 1, 1, 1, 1, 1)), "d"),
+        "random": Look("#888888", (0, (1, 3)), "*"),
+        "best-of-u": Look("#117733", (0, (8, 2)), "P"),
+    }
+)
+
+
+# Of the chapters that do not ask `color` and `points` yet.
+COLORS = {arm: each.color for arm, each in LOOKS.items()}
+MARKERS = {arm: each.marker for arm, each in LOOKS.items()}
 
 
 def style() -> None:
-    """Set matplotlib up for the book."""
+    """Set matplotlib up for the book; in a notebook, figures become PNGs as `png` writes them."""
     plt.rcParams.update(
         {
-            "figure.figsize": (WIDTH, 3.4),
-            "figure.dpi": 130,
-            "figure.facecolor": "white",
+            "figure.figsize": (WIDTH, 2.9),
+            "figure.facecolor": "none",
+            "axes.facecolor": "none",
             "figure.constrained_layout.use": True,
-            "savefig.facecolor": "white",
             "svg.hashsalt": "fpo",
-            "font.size": 11,
-            "axes.labelsize": 11,
-            "xtick.labelsize": 10,
-            "ytick.labelsize": 10,
-            "legend.fontsize": 10,
+            "mathtext.fontset": "cm",
+            "font.size": LETTERS,
+            **dict.fromkeys(("axes.labelsize", "axes.titlesize", "figure.titlesize", "figure.labelsize"), LETTERS),
+            **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), LETTERS),
             "legend.frameon": False,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "lines.linewidth": 1.8,
+            "lines.linewidth": 1.6,
         }
     )
+    shell = "IPython" in sys.modules and sys.modules["IPython"].get_ipython()
+    if shell:
+        plt.switch_backend(plt.get_backend())  # the notebook's backend brings a formatter of its own: let it come first
+        shell.display_formatter.formatters["image/png"].for_type(Figure, png)
 
 
-def look(arm: str) -> dict:
-    """Keyword arguments of a line that stands for an arm."""
-    return {"color": COLORS[arm], "linestyle": LINES[arm]}
+def png(figure: Figure) -> tuple[bytes, dict[str, Any]]:
+    """A figure as a transparent PNG with a palette, two pixels for each at which it is shown, and its width there."""
+    drawn = io.BytesIO()
+    shown = round(SHOWN * figure.get_figwidth() / WIDTH)
+    figure.savefig(drawn, format="png", dpi=2 * SHOWN / WIDTH, pil_kwargs={"compress_level": 1})
+    pixels = np.asarray(Image.open(drawn), dtype=float)
+    alpha = pixels[..., 3:] / 255
+    color = alpha * pixels[..., :3]
+    # Pillow finds good palettes of opaque colors only: of the picture as it looks on white. Each of its places then
+    # gets the mean of the pixels there, alpha and all; the last is for what is empty.
+    on_white = Image.fromarray((color + 255 * (1 - alpha)).round().astype(np.uint8))
+    places = np.array(on_white.quantize(255, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+    places[alpha[..., 0] == 0] = 255
+    parts = np.concatenate([color, alpha], axis=-1).reshape(-1, 4).T
+    sums = np.stack([np.bincount(places.ravel(), part, 256) for part in parts], axis=1)
+    count = np.bincount(places.ravel(), minlength=256)[:, None]
+    solid = sums[:, :3] / np.maximum(sums[:, 3:], 1e-9)
+    palette = np.concatenate([solid, 255 * sums[:, 3:] / np.maximum(count, 1)], axis=1)
+    indexed = Image.fromarray(places)
+    indexed.putpalette(palette.round().clip(0, 255).astype(np.uint8).tobytes(), "RGBA")
+    written = io.BytesIO()
+    indexed.save(written, "PNG", optimize=True)
+    return written.getvalue(), {"width": shown}
 
 
-def runs(ax, x: np.ndarray, values: np.ndarray, arm: str) -> None:
+def _of(arm: str) -> Look:
+    if arm not in LOOKS:
+        raise ValueError(f"arm = {arm!r}: must be one of {', '.join(LOOKS)}")
+    return LOOKS[arm]
+
+
+def color(arm: str) -> str:
+    """The color of an arm or rule.
+
+    Raises
+    ------
+    ValueError
+        If there is no such arm or rule; so do `look` and `points`.
+    """
+    return _of(arm).color
+
+
+def look(arm: str) -> dict[str, Any]:
+    """Keyword arguments of a line that stands for an arm: `axis.plot(x, y, **look(arm))`."""
+    return {"color": color(arm), "linestyle": _of(arm).line}
+
+
+def points(arm: str, filled: bool = True) -> dict[str, Any]:
+    """Keyword arguments of points that stand for an arm, filled or hollow: `axis.plot(x, y, **points(arm))`."""
+    face = color(arm) if filled else "none"
+    return {
+        "color": color(arm),
+        "marker": _of(arm).marker,
+        "markerfacecolor": face,
+        "markersize": 4,
+        "linestyle": "none",
+    }
+
+
+def runs(axis: Axes, x: np.ndarray, values: np.ndarray, arm: str) -> None:
     """Every seed as a thin line and their median, seed by seed alive, as a thick one; `values` is (x, seeds)."""
-    ax.plot(x, values, color=COLORS[arm], linewidth=0.5, alpha=0.25)
+    axis.plot(x, values, color=color(arm), linewidth=0.5, alpha=0.25)
     some = np.isfinite(values).any(axis=1)
-    ax.plot(x[some], np.nanmedian(values[some], axis=1), label=arm, **look(arm))
+    axis.plot(x[some], np.nanmedian(values[some], axis=1), label=arm, **look(arm))
 
 
-def plane(ax, value, extent: tuple[float, float], levels: np.ndarray) -> None:
+def column(axis: Axes, x: float, final: np.ndarray, peak: np.ndarray, arm: str) -> None:
+    """All seeds of an arm side by side around `x`: where each ended (filled) and its peak (hollow); both (seeds)."""
+    across = x + np.linspace(-0.3, 0.3, len(final))
+    axis.plot(across, peak, alpha=0.5, **points(arm, filled=False))
+    axis.plot(across, final, **points(arm))
+
+
+def plane(
+    axis: Axes, value: Callable[[np.ndarray, np.ndarray], np.ndarray], extent: tuple[float, float], levels: np.ndarray
+) -> None:
     """Contours of `value(signal, noise)` over the signal-noise plane, darker where it is larger."""
     signal, noise = np.meshgrid(np.linspace(0, extent[0], 201), np.linspace(0, extent[1], 201))
-    ax.contourf(signal, noise, value(signal, noise), levels=levels, cmap="Greys", alpha=0.5)
-    lines = ax.contour(signal, noise, value(signal, noise), levels=levels[1:-1], colors="0.4", linewidths=0.6)
-    ax.clabel(lines, fontsize=9, fmt="%g")
-    ax.set(xlabel="signal norm", ylabel="noise norm", xlim=(0, extent[0]), ylim=(0, extent[1]))
+    axis.contourf(signal, noise, value(signal, noise), levels=levels, cmap="Greys", alpha=0.5)
+    lines = axis.contour(signal, noise, value(signal, noise), levels=levels[1:-1], colors="0.4", linewidths=0.6)
+    axis.clabel(lines, fontsize=LETTERS, fmt="%g")
+    axis.set(xlabel="signal norm", ylabel="noise norm", xlim=(0, extent[0]), ylim=(0, extent[1]))

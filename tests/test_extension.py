@@ -56,10 +56,10 @@ class Book:
         if page is not None:
             (self.source / "index.md").write_text(f"# Page\n\n{page}\n")
         config = {
-            "extensions": ["myst_nb", "sphinx_external_toc", "fpo_book", "fpo_pages"],
+            "extensions": ["myst_nb", "sphinx_external_toc", "fpo_book", "fpo_claims", "fpo_pages"],
             "external_toc_path": "_toc.yml",
             "nb_execution_mode": "off",
-            "myst_enable_extensions": ["dollarmath"],
+            "myst_enable_extensions": ["colon_fence", "dollarmath"],
             "mathjax_path": "tex-svg-full.js",
             **settings,
         }

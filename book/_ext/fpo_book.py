@@ -1,4 +1,4 @@
-"""Numbers, claims and environments of the notebooks' results files, for the book's pages.
+"""Numbers and environments of the notebooks' results files, for the book's pages.
 
 A results file is notebooks/results/NAME.json, written by the execution that made the committed outputs. A page never
 repeats what it holds, it refers to it, and what cannot be resolved is a Sphinx warning, which the strict build refuses.
@@ -8,10 +8,10 @@ repeats what it holds, it refers to it, and what cannot be resolved is a Sphinx 
     {result}`linear/claims:linear-collapse.verdict|s`      a field of the claim with this id
     {result}`neural/digits:final_utility|d`                decimals that repeat on other machines
 
-    ```{claims-table}            every claim, or those of the notebooks named
-    ```
     ```{environment-table} linear
     ```
+
+fpo_claims.py beside this file shows claims as tables and squares.
 """
 
 import hashlib
@@ -21,13 +21,10 @@ from pathlib import Path
 
 from docutils import nodes
 from markupsafe import escape
-from sphinx import addnodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
-from sphinx_external_toc.parsing import parse_toc_yaml
 
 RESULTS = "notebooks/results"
-VERDICTS = ("reproduced", "partly", "not reproduced", "new", "open")
 NOT_AVAILABLE = "not available"
 # Macros of MathJax that make links or HTML, load more macros, or let a text through as it is.
 ACTIVE = re.compile(r"\\(?:bbox|class|cssId|csname|data|href|html\w*|mmlToken|require|style|unicode|url)(?![A-Za-z])")
@@ -157,68 +154,6 @@ class ResultsDirective(SphinxDirective):
             return []
 
 
-class ClaimsTable(ResultsDirective):
-    """{claims-table}: every claim of the named notebooks (of all, in reading order) with its verdict."""
-
-    optional_arguments = 1
-    final_argument_whitespace = True
-
-    def build(self, notebooks):
-        rows = [row for notebook in notebooks or self.notebooks_of_book() for row in self.rows(notebook)]
-        if not rows:
-            raise Fault("no claim to show")
-        # In the chapter itself a link to the chapter says nothing.
-        shown = 3 if [self.env.docname] == [f"notebooks/{notebook}" for notebook in notebooks] else 4
-        heads, widths = ("Claim", "Verdict", "What we got", "Chapter"), (40, 14, 30, 16)
-        return [table(heads[:shown], [row[:shown] for row in rows], widths[:shown], ["claims"])]
-
-    def notebooks_of_book(self):
-        """Names of the book's notebooks in reading order; the page depends on the order too."""
-        toc = Path(self.env.srcdir, self.config.external_toc_path)
-        self.env.note_dependency(str(toc))
-        pages = [Path(page) for page in parse_toc_yaml(toc)]
-        return [page.stem for page in pages if page.parent.name == "notebooks"]
-
-    def rows(self, notebook):
-        content = read_results(self.env, notebook)
-        try:
-            return [self.row(notebook, claim) for claim in content["claims"]]
-        except KeyError as error:
-            raise Fault(f"{RESULTS}/{notebook}.json: no {error} in its claims") from None
-
-    def row(self, notebook, claim):
-        verdict = claim["verdict"]
-        if verdict not in VERDICTS:
-            raise Fault(f"claim {claim['id']!r}: verdict {verdict!r} is none of {', '.join(VERDICTS)}")
-        badge = nodes.inline(verdict, verdict, classes=["verdict", "verdict-" + verdict.replace(" ", "-")])
-        return (
-            [paragraph(*prose(claim["statement"])), paragraph(*prose(claim["source"]), classes=["claim-source"])],
-            [paragraph(badge)],
-            [paragraph(*prose(claim["value"]))],
-            [paragraph(self.link(notebook))],
-        )
-
-    def link(self, notebook):
-        """A link to the claims section of a chapter, reading as the chapter's title."""
-        path = Path(self.env.srcdir, "notebooks", f"{notebook}.ipynb")
-        self.env.note_dependency(str(path))
-        title = re.search(r'"# ([^"\\]+)', path.read_text(encoding="utf8")) if path.is_file() else None
-        if title is None:
-            raise Fault(f"notebooks/{notebook}.ipynb is missing or has no title")
-        reference = addnodes.pending_xref(
-            "",
-            nodes.inline(title[1], title[1]),
-            refdomain="std",
-            reftype="ref",
-            reftarget=f"claims-{notebook}",
-            refexplicit=True,
-            refwarn=True,
-            refdoc=self.env.docname,
-        )
-        reference.source, reference.line = self.get_source_info()
-        return reference
-
-
 class EnvironmentTable(ResultsDirective):
     """{environment-table} NAME: where and with what a notebook's committed results were made."""
 
@@ -249,6 +184,5 @@ def escape_title(app, pagename, templatename, context, doctree):
 def setup(app):
     app.connect("html-page-context", escape_title)
     app.add_role("result", ResultRole())
-    app.add_directive("claims-table", ClaimsTable)
     app.add_directive("environment-table", EnvironmentTable)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -25,6 +25,13 @@ def warn_of_missing_alt(app, doctree):
             logger.warning("image without alt text: %s", image["uri"], location=where, type="fpo", subtype="alt")
 
 
+def name_folds(app, doctree):
+    """A folded cell with a name of its own keeps it while it is open."""
+    for cell in doctree.findall(nodes.container):
+        if cell.get("prompt_show", "").startswith("Code: "):
+            cell["prompt_hide"] = cell["prompt_show"]
+
+
 def finish(app, error):
     """Add MathJax to the site and mend its pages."""
     if error is not None or app.builder.name != "html":
@@ -42,6 +49,10 @@ def finish(app, error):
 
 def mend(soup):
     """Mend the markup of one page in place."""
+    for toggle in soup.select("details.hide > summary"):
+        del toggle["aria-label"]  # it would hide the fold's own name
+    for card in soup.select("div.summary-card"):
+        card.attrs |= {"role": "region", "aria-label": "Summary"}
     for toggle in soup.select("details > summary"):
         if not toggle.get_text(strip=True) and not toggle.get("aria-label"):
             part = toggle.find_parent("li")
@@ -85,5 +96,6 @@ def make_scrollable(box, label):
 
 def setup(app):
     app.connect("doctree-read", warn_of_missing_alt)
+    app.connect("doctree-read", name_folds)
     app.connect("build-finished", finish)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -55,6 +55,8 @@ def make(root, names=("first", "second"), parameters="steps = 2"):
     shutil.copyfile(ROOT / "_config.yml", root / "_config.yml")
     for folder in ("fpo", "notebooks/results", "notebooks/parameters", "notebooks/runs"):
         (root / folder).mkdir(parents=True)
+    for module in ("claims.py", "stats.py"):  # the extensions ask them
+        shutil.copyfile(ROOT / "fpo" / module, root / "fpo" / module)
     chapters = [f"notebooks/{name}" for name in names]
     texts = {
         "_toc.yml": json.dumps(

@@ -1,0 +1,208 @@
+"""Claims of the notebooks' results files on the book's pages: as tables, and as squares on a chapter's summary card.
+
+    ```{claims-table}            every claim, or those of the notebooks named
+    ```
+
+    :::{summary} linear          the card that a chapter begins with: its text, key figure and verdicts
+    :figure: linear-trajectories
+
+    **Question.** ...
+    :::
+
+Claims that are `certain` (theorems and checks of code) are shown apart from the empirical ones.
+"""
+
+import re
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from fpo_book import RESULTS, Fault, ResultsDirective, logger, paragraph, prose, read_results, table
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
+from sphinx_external_toc.parsing import parse_toc_yaml
+
+from fpo.claims import VERDICTS
+
+MARKS = dict(zip(VERDICTS, ("\N{CHECK MARK}", "~", "\N{MULTIPLICATION SIGN}", "+", "?"), strict=True))
+CERTAIN = "Certain: theorems and checks of code, which cannot come out otherwise"
+
+
+def read_claims(env, notebook):
+    """The claims of a notebook's results file."""
+    claims = read_results(env, notebook).get("claims")
+    if not isinstance(claims, list):
+        raise Fault(f"{RESULTS}/{notebook}.json has no claims")
+    for claim in claims:
+        if missing := [key for key in ("id", "statement", "source", "value", "verdict") if key not in claim]:
+            raise Fault(f"{RESULTS}/{notebook}.json: no {missing[0]!r} in its claims")
+        if claim["verdict"] not in VERDICTS:
+            raise Fault(f"claim {claim['id']!r}: verdict {claim['verdict']!r} is none of {', '.join(VERDICTS)}")
+    return claims
+
+
+def anchor(claim):
+    return f"claim-{claim['id']}"
+
+
+def verdict_classes(kind, claim):
+    return [kind, "verdict-" + claim["verdict"].replace(" ", "-")]
+
+
+def apart(claims):
+    """The empirical claims, and those that are certain."""
+    certain = [claim for claim in claims if claim.get("certain", False)]
+    return [claim for claim in claims if claim not in certain], certain
+
+
+class ClaimsTable(ResultsDirective):
+    """{claims-table}: every claim of the named notebooks (of all, in reading order) with its verdict."""
+
+    optional_arguments = 1
+    final_argument_whitespace = True
+
+    def build(self, notebooks):
+        found = [
+            claim | {"notebook": notebook}
+            for notebook in notebooks or self.notebooks_of_book()
+            for claim in read_claims(self.env, notebook)
+        ]
+        if not found:
+            raise Fault("no claim to show")
+        # In the chapter itself a link to the chapter says nothing.
+        shown = 3 if [self.env.docname] == [f"notebooks/{notebook}" for notebook in notebooks] else 4
+        empirical, certain = apart(found)
+        parts = [self.table(empirical, shown)] if empirical else []
+        if certain:
+            parts += [nodes.rubric(CERTAIN, CERTAIN), self.table(certain, shown, "certain")]
+        return parts
+
+    def table(self, claims, shown, *classes):
+        heads, widths = ("Claim", "Verdict", "What we got", "Chapter"), (40, 14, 30, 16)
+        rows = [self.row(claim)[:shown] for claim in claims]
+        made = table(heads[:shown], rows, widths[:shown], ["claims", *classes])
+        for row, claim in zip(made.next_node(nodes.tbody), claims, strict=True):
+            row["ids"] = [anchor(claim)]
+        return made
+
+    def notebooks_of_book(self):
+        """Names of the book's notebooks in reading order; the page depends on the order too."""
+        toc = Path(self.env.srcdir, self.config.external_toc_path)
+        self.env.note_dependency(str(toc))
+        pages = [Path(page) for page in parse_toc_yaml(toc)]
+        return [page.stem for page in pages if page.parent.name == "notebooks"]
+
+    def row(self, claim):
+        badge = nodes.inline(claim["verdict"], claim["verdict"], classes=verdict_classes("verdict", claim))
+        return (
+            [paragraph(*prose(claim["statement"])), paragraph(*prose(claim["source"]), classes=["claim-source"])],
+            [paragraph(badge)],
+            [paragraph(*prose(claim["value"]))],
+            [paragraph(self.link(claim["notebook"]))],
+        )
+
+    def link(self, notebook):
+        """A link to the claims section of a chapter, reading as the chapter's title."""
+        path = Path(self.env.srcdir, "notebooks", f"{notebook}.ipynb")
+        self.env.note_dependency(str(path))
+        title = re.search(r'"# ([^"\\]+)', path.read_text(encoding="utf8")) if path.is_file() else None
+        if title is None:
+            raise Fault(f"notebooks/{notebook}.ipynb is missing or has no title")
+        reference = addnodes.pending_xref(
+            "",
+            nodes.inline(title[1], title[1]),
+            refdomain="std",
+            reftype="ref",
+            reftarget=f"claims-{notebook}",
+            refexplicit=True,
+            refwarn=True,
+            refdoc=self.env.docname,
+        )
+        reference.source, reference.line = self.get_source_info()
+        return reference
+
+
+class KeyFigure(nodes.Element):
+    """The place of a figure on a card, before the figure itself has been read; `name` as in the cell's metadata."""
+
+
+class Summary(ResultsDirective):
+    """{summary} NOTEBOOK: the card at the head of a chapter."""
+
+    required_arguments = 1
+    has_content = True
+    option_spec = {"figure": directives.unchanged_required}
+
+    def build(self, notebooks):
+        (notebook,) = notebooks
+        if "figure" not in self.options:
+            raise Fault("the option figure is missing: the name of the chapter's key figure")
+        claims = read_claims(self.env, notebook)
+        if not claims:
+            raise Fault(f"{RESULTS}/{notebook}.json has no claims")
+        card = nodes.container(classes=["summary-card"])
+        self.state.nested_parse(self.content, self.content_offset, card)
+        figure = KeyFigure(name=self.options["figure"])
+        figure.source, figure.line = self.get_source_info()
+        card += [figure, *self.squares(claims)]
+        return [card]
+
+    def squares(self, claims):
+        """Lists of links to the claims in the chapter's table, each after the words that tell what it shows."""
+        parts = []
+        for head, group in zip(("Verdicts", "Certain"), apart(claims), strict=True):
+            if not group:
+                continue
+            counts = {verdict: sum(claim["verdict"] == verdict for claim in group) for verdict in VERDICTS}
+            told = ", ".join(f"{MARKS[verdict]} {count} {verdict}" for verdict, count in counts.items() if count)
+            name = nodes.strong(head, head)
+            parts.append(paragraph(name, nodes.Text(f": {told}"), classes=["squares-head"]))
+            items = [nodes.list_item("", paragraph(self.square(claim))) for claim in group]
+            parts.append(nodes.bullet_list("", *items, classes=["squares"]))
+        return parts
+
+    def square(self, claim):
+        statement = "".join(node.astext() for node in prose(claim["statement"]))
+        told = f"{claim['verdict']}: {statement}"
+        mark = nodes.inline(MARKS[claim["verdict"]], MARKS[claim["verdict"]], classes=["square-mark"])
+        return nodes.reference(
+            "",
+            "",
+            mark,
+            nodes.inline(told, told, classes=["visually-hidden"]),
+            refid=anchor(claim),
+            reftitle=told,
+            classes=verdict_classes("square", claim),
+        )
+
+
+class CompleteCards(SphinxTransform):
+    """Put the figures where the cards want them, once the whole page has been read; before Sphinx collects images."""
+
+    default_priority = 880
+
+    def apply(self):
+        ids = {each for node in self.document.findall(nodes.Element) for each in node.get("ids", ())}
+        for place in list(self.document.findall(KeyFigure)):
+            for square in place.parent.findall(nodes.reference):
+                if "square" in square["classes"] and square["refid"] not in ids:
+                    self.warn(place, f"no claims table of this page has a row {square['refid']!r}")
+            name = nodes.fully_normalize_name(place["name"])
+            figure = next((each for each in self.document.findall(nodes.figure) if name in each["names"]), None)
+            image = figure.next_node(nodes.image) if figure else None
+            if image is None:
+                self.warn(place, f"no figure of this page is named {name!r}")
+                place.parent.remove(place)
+            else:
+                link = nodes.reference("", "", image.deepcopy(), refid=figure["ids"][0], internal=True)
+                place.replace_self(paragraph(link, classes=["key-figure"]))
+
+    def warn(self, node, text):
+        logger.warning("summary: %s", text, location=node, type="fpo", subtype="summary")
+
+
+def setup(app):
+    app.add_directive("claims-table", ClaimsTable)
+    app.add_directive("summary", Summary)
+    app.add_transform(CompleteCards)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
