@@ -1,6 +1,8 @@
 """Files that are there in full or not at all, and the state of long work kept in them."""
 
+import ast
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -119,3 +121,36 @@ def load(path: Path) -> dict[str, Any] | None:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a type of its own for each thing that it does not read
         raise ValueError(refusal) from error
+
+
+def code_digest(module: str) -> str:
+    """Identifies the code that a module runs: its own and that of every module of its package that it imports.
+
+    Comments, docstrings, layout and line numbers do not count, so that only a change of what is executed names other
+    checkpoints; nor does it matter in which of the modules a function lies, as long as one of them imports another.
+    """
+    package, found, waiting = module.partition(".")[0], {}, [module]
+    while waiting:
+        name = waiting.pop()
+        spec = importlib.util.find_spec(name)
+        if name in found or spec is None or spec.origin is None:
+            continue
+        tree = ast.parse(Path(spec.origin).read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                if ast.get_docstring(node, clean=False) is not None:
+                    node.body = node.body[1:]
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names if alias.name.partition(".")[0] == package]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package:
+                within = [f"{node.module}.{alias.name}" for alias in node.names]
+                waiting += [node.module, *(each for each in within if _is_module(each))]
+        found[name] = ast.dump(tree)
+    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the name is a function's: its module has no parts
+        return False

@@ -7,7 +7,7 @@ The policy is an action y in R^d, the reward model (RM) is r_w(y) = w.y, and peo
 One iteration is a policy step and then an RM step (Gauthier, Bach and Jordan 2026, arXiv:2605.04266, the linear
 environment):
 
-    y <- y + policy_lr * grad_y [ w.y - action_cost * |y|^2 + penalty(y) ]
+    y <- y + policy_lr * grad_y [ w.y - action_cost * |y|^2 + penalty(y) ]        (inner_steps times)
     w <- (1 - rm_decay) * w + rm_lr * 2 * (U(y) - w.y) * y
 
 Every arm's penalty has one shape, (w.y - U) * A(|y|^2) + B(|y|^2):
@@ -18,25 +18,26 @@ Every arm's penalty has one shape, (w.y - U) * A(|y|^2) + B(|y|^2):
     foresight    A = (1 - 2 rm_lr n)^k - 1    B = 0              (k = foresight_steps)
 
 The last one is a leader that knows what k RM steps at a fixed action do to the RM's error (weight decay left out).
+
+Not in the paper: several policy steps in an iteration, and labels around the action, y + label_spread * z with standard
+normal z in place of y alone; the RM then takes one step on the mean gradient of `labels` of them.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
-from fpo.games import ByArm
-from fpo.parameters import Distinct, Parameters, Seeds, Signal, arm_list, real, seed_list, signal, whole
+from fpo import games
+from fpo.parameters import Distinct, Seeds, Signal, arm_list, real, seed_list, signal, whole
 
 Arm = Literal["standard", "relaxed", "practical", "foresight"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 
-# With a coordinate beyond this an action or a reward model counts as diverged: the game's own scale is about 3.
-DIVERGED = 1e6
 
-
-class Config(Parameters):
+class Config(games.Settings):
     """Settings of the linear game; the defaults are the paper's.
 
     Raises
@@ -55,61 +56,31 @@ class Config(Parameters):
     )
     difference: float = real(0.05, 1e-8, 10, "step of the forward differences")
     through_oracle: bool = Field(True, description="whether the penalty's gradient sees how U changes with y")
-    action_cost: float = real(0.1, 0, 1e6, "weight of |y|^2 in every arm's objective")
+    action_cost: float = games.setting("action_cost", 0.1)
+    inner_steps: int = whole(1, 1, 10_000, "policy steps in an iteration")
     policy_lr: float = real(0.02, 0, 1e3, "length of a policy step per unit of gradient")
     rm_lr: float = real(0.005, 0, 1e3, "the RM's learning rate on the squared error")
     rm_decay: float = real(1e-4, 0, 1, "share of w that is lost in each RM step")
-    dimensions: int = whole(50, 1, 10_000, "length d of an action")
+    labels: int = whole(1, 1, 10_000, "labeled actions in an RM step, where label_spread is not 0")
+    label_spread: float = real(0.0, 0, 100, "standard deviation of the labeled actions around the policy's")
+    dimensions: int = games.dimensions(50)
     signal_dimensions: Signal = signal(3)
-    target: float = real(2.0, -100, 100, "the target's value in the signal coordinates")
-    utility_scale: float = real(10.0, 1e-6, 1e6, "the best possible utility")
-    utility_sharpness: float = real(0.3, 1e-6, 1e3, "how fast the utility falls with squared distance from the target")
+    target: float = games.setting("target", 2.0)
+    utility_scale: float = games.setting("utility_scale", 10.0)
+    utility_sharpness: float = games.setting("utility_sharpness", 0.3)
     initial_noise: float = real(0.1, 0, 100, "standard deviation of the initial RM around (1, ..., 1, 0, ..., 0)")
 
 
-@dataclass(frozen=True)
-class Result(ByArm):
-    """What `simulate` returns. Axes: iterations (steps + 1, the start included), arms, seeds, d.
+class Result(games.Result):
+    """What `simulate` returns: see `games.Result`. Iterations are 0 (the start) to `steps`.
 
-    Attributes
-    ----------
-    config : Config
-        The settings that made it.
-    utility, reward, signal, noise : arrays (steps + 1, arms, seeds)
-        U(y), w.y, and the norms of y's signal and noise coordinates. NaN from the iteration of a divergence on.
-    diverged_at : int array (arms, seeds)
-        The iteration at which a coordinate of y or w exceeded `DIVERGED`, or -1.
-    action, weights : arrays (arms, seeds, d)
-        y and w at the end.
-    actions, reward_models : arrays (steps + 1, arms, seeds, d) or None
-        y and w along the way, if asked for.
+    The RM is its weights w: `reward_models` has shape (keep, arms, seeds, d).
     """
 
-    config: Config
-    utility: np.ndarray
-    reward: np.ndarray
-    signal: np.ndarray
-    noise: np.ndarray
-    diverged_at: np.ndarray
-    action: np.ndarray
-    weights: np.ndarray
-    actions: np.ndarray | None = None
-    reward_models: np.ndarray | None = None
-
-
-def target(config: Config) -> np.ndarray:
-    """t, the action that people like best: shape (d,)."""
-    return config.target * (np.arange(config.dimensions) < config.signal_dimensions)
-
-
-def utility(y: np.ndarray, config: Config) -> np.ndarray:
-    """U(y) = utility_scale * exp(-utility_sharpness * |y - t|^2) for y of shape (..., d)."""
-    return config.utility_scale * np.exp(-config.utility_sharpness * np.sum((y - target(config)) ** 2, axis=-1))
-
-
-def utility_gradient(y: np.ndarray, config: Config) -> np.ndarray:
-    """grad U(y) = -2 utility_sharpness U(y) (y - t), shape of y."""
-    return -2 * config.utility_sharpness * utility(y, config)[..., None] * (y - target(config))
+    def reward_model(self, arm: str, seed: int, iteration: int) -> np.ndarray:
+        """w of one run at an iteration that was kept, (d,)."""
+        at = self.keep.index(iteration), self.config.arms.index(arm), self.config.seeds.index(seed)
+        return self.reward_models[at]
 
 
 def initial_weights(config: Config) -> np.ndarray:
@@ -122,7 +93,7 @@ def initial_weights(config: Config) -> np.ndarray:
     return ones + np.stack(noise)
 
 
-def coefficients(arms: tuple[str, ...], n: np.ndarray, config: Config):
+def coefficients(arms: Sequence[str], n: np.ndarray, config: Config) -> tuple[np.ndarray, ...]:
     """A, dA/dn, B, dB/dn of the penalty (w.y - U) A(n) + B(n) at n = |y|^2, each of n's shape (arms, ...)."""
     a, da, b, db = np.zeros((4, *n.shape))
     for i, arm in enumerate(arms):
@@ -146,7 +117,7 @@ def objective(y: np.ndarray, w: np.ndarray, config: Config) -> np.ndarray:
     """
     r, n = np.sum(w * y, axis=-1), np.sum(y * y, axis=-1)
     a, _, b, _ = coefficients(config.arms, n, config)
-    return r - config.action_cost * n + (r - utility(y, config)) * a + b
+    return r - config.action_cost * n + (r - config.landscape()(y)) * a + b
 
 
 def gradient(y: np.ndarray, w: np.ndarray, config: Config) -> np.ndarray:
@@ -156,67 +127,82 @@ def gradient(y: np.ndarray, w: np.ndarray, config: Config) -> np.ndarray:
 
         (1 + A) w - s A grad U + 2 [ (r - U) dA/dn + dB/dn - action_cost ] y
 
-    The forward difference of step h moves one coordinate at a time; r, n and |y - t|^2 at the moved points are sums
-    of what is known, so no d x d array of points is made.
+    The forward difference of step h moves one coordinate at a time; r, n and U at the moved points follow from what is
+    known, so no d x d array of points is made.
     """
     r, n = np.sum(w * y, axis=-1, keepdims=True), np.sum(y * y, axis=-1, keepdims=True)
-    u = utility(y, config)[..., None]
+    utility = config.landscape()
+    u = utility(y)[..., None]
     a, da, b, db = coefficients(config.arms, n, config)
     if config.gradient == "closed-form":
-        through = a * utility_gradient(y, config) if config.through_oracle else 0.0
+        through = a * utility.gradient(y) if config.through_oracle else 0.0
         return (1 + a) * w - through + 2 * ((r - u) * da + db - config.action_cost) * y
     h = config.difference
     r_moved, n_moved = r + h * w, n + 2 * h * y + h * h
-    u_moved = u
-    if config.through_oracle:
-        away = y - target(config)
-        distance = np.sum(away**2, axis=-1, keepdims=True) + 2 * h * away + h * h
-        u_moved = config.utility_scale * np.exp(-config.utility_sharpness * distance)
+    u_moved = utility.moved(y, h) if config.through_oracle else u
     a_moved, _, b_moved, _ = coefficients(config.arms, n_moved, config)
     before = r - config.action_cost * n + (r - u) * a + b
     after = r_moved - config.action_cost * n_moved + (r_moved - u_moved) * a_moved + b_moved
     return (after - before) / h
 
 
-def simulate(config: Config, keep_path: bool = False) -> Result:
+def learn(w: np.ndarray, y: np.ndarray, u: np.ndarray, config: Config, streams: Sequence[Any]) -> np.ndarray:
+    """The RM after one step on the labels of an iteration: w, y (arms, seeds, d), u = U(y) (arms, seeds).
+
+    `streams` holds a `numpy.random.Generator` a seed for the labels around the action, which all arms share.
+    """
+    remembered = (1 - config.rm_decay) * w
+    if not config.label_spread:
+        return remembered + 2 * config.rm_lr * (u - np.sum(w * y, axis=-1))[..., None] * y
+    z = np.stack([stream.normal(size=(config.labels, config.dimensions)) for stream in streams])
+    at = y[:, :, None] + config.label_spread * z  # (arms, seeds, labels, d)
+    error = config.landscape()(at) - np.einsum("asld,asd->asl", at, w)
+    return remembered + 2 * config.rm_lr * np.einsum("asl,asld->asd", error, at) / config.labels
+
+
+def simulate(config: Config, keep: Sequence[int] = (), start: Any = None) -> Result:
     """Play the game for every arm and seed of `config` at once, from the same initial reward models (paired arms).
 
     Parameters
     ----------
     config : Config
         The settings. Results do not depend on the order of seeds or arms.
-    keep_path : bool
-        Also keep y and w at every iteration (8 bytes a number).
+    keep : iterations, from 0 to steps
+        When to keep y and w; `range(steps + 1)` keeps the whole path (8 bytes a number).
+    start : array, optional
+        The first action, (d,), (seeds, d) or (arms, seeds, d); by default 0.
 
     Returns
     -------
     Result
         A run that leaves every bound is marked in `diverged_at`, recorded as NaN from there on, and stops moving.
+
+    Raises
+    ------
+    ValueError
+        For an iteration outside the game, or a start of another shape.
     """
+    keep, began = games.iterations_kept(keep, config.steps), monotonic()
     shape = (len(config.arms), len(config.seeds), config.dimensions)
-    y, w = np.zeros(shape), np.broadcast_to(initial_weights(config), shape).copy()
-    alive = np.ones(shape[:2], dtype=bool)
+    y, w = games.first_actions(start, *shape), np.broadcast_to(initial_weights(config), shape).copy()
+    utility, streams = config.landscape(), [np.random.default_rng([seed, 1]) for seed in config.seeds]
     diverged_at = np.full(shape[:2], -1)
     record = np.full((4, config.steps + 1, *shape[:2]), np.nan)
-    path = np.full((2, config.steps + 1, *shape), np.nan) if keep_path else None
+    actions, reward_models = np.full((2, len(keep), *shape), np.nan)
     # A run on its way out may overflow; its size is checked before anything of it is recorded.
     with np.errstate(over="ignore", invalid="ignore"):
         for t in range(config.steps + 1):
-            u, r = utility(y, config), np.sum(w * y, axis=-1)
+            u = utility(y)
             if t:
-                w = (1 - config.rm_decay) * w + 2 * config.rm_lr * (u - r)[..., None] * y
-                r = np.sum(w * y, axis=-1)
-            size = np.maximum(np.max(np.abs(y), axis=-1), np.max(np.abs(w), axis=-1))
-            lost = alive & ~(size <= DIVERGED)
-            diverged_at[lost] = t
-            alive &= ~lost
+                w = learn(w, y, u, config, streams)
+            games.newly_lost(np.maximum(np.abs(y).max(axis=-1), np.abs(w).max(axis=-1)), diverged_at, t)
+            alive = diverged_at < 0
             y[~alive] = w[~alive] = 0.0
             signal, noise = y[..., : config.signal_dimensions], y[..., config.signal_dimensions :]
-            now = np.stack([u, r, np.linalg.norm(signal, axis=-1), np.linalg.norm(noise, axis=-1)])
-            record[:, t] = np.where(alive, now, np.nan)
-            if path is not None:
-                path[:, t] = np.where(alive[..., None], np.stack([y, w]), np.nan)
-            if t < config.steps:
+            now = [u, np.sum(w * y, axis=-1), np.linalg.norm(signal, axis=-1), np.linalg.norm(noise, axis=-1)]
+            record[:, t] = np.where(alive, np.stack(now), np.nan)
+            if t in keep:
+                actions[keep.index(t)], reward_models[keep.index(t)] = np.where(alive[..., None], [y, w], np.nan)
+            for _ in range(config.inner_steps if t < config.steps else 0):
                 y = y + config.policy_lr * gradient(y, w, config)
-    y[~alive] = w[~alive] = np.nan
-    return Result(config, *record, diverged_at, y, w, *(path if path is not None else ()))
+    return Result(config, *record, diverged_at, keep, actions, reward_models, monotonic() - began)

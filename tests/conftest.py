@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tools import chapters, pages
 from tools import llm as llm_tools
@@ -19,6 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # These take longest and are begun first, so that two workers end at about the same time.
 LONG = ("test_documents", "test_neural_rules", "llm_pipeline", "test_pages", "test_llm", "test_llm_resume", "neural")
 assert fpo  # imported for what it does
+
+# A busy machine takes its time: how long a case takes says nothing about whether it is right.
+hypothesis.settings.register_profile("fpo", deadline=None)
+hypothesis.settings.load_profile("fpo")
 
 
 def pytest_configure(config):

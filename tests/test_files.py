@@ -211,3 +211,54 @@ def test_a_real_write_that_fails_is_an_oserror(tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert caught.value.errno == errno.EFBIG
     assert files.load(tmp_path / "a.pt")["next"] == 3 and len(list(tmp_path.iterdir())) == 1
+
+
+# What a checkpoint's name hangs on
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of three modules, of which the first imports the second and none the third."""
+    name = f"played_{tmp_path.name}".replace("-", "_")
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "game.py").write_text(f"from {name} import inner\n\ndef play():\n    return inner.step()\n")
+    (folder / "inner.py").write_text("import os\n\ndef step():\n    return 1\n")
+    (folder / "stranger.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
+def digest(package):
+    return files.code_digest(f"{package.name}.game")
+
+
+SAME = {
+    "a comment": ("game.py", "# said\nfrom PACKAGE import inner  # here\n\n\ndef play():\n    return inner.step()\n"),
+    "a docstring": ("inner.py", '"""Said."""\nimport os\n\ndef step():\n    """One."""\n    return 1\n'),
+    "layout": ("inner.py", "import os\n\n\n\ndef step():\n    return (\n        1\n    )\n"),
+    "a module that is not imported": ("stranger.py", "x = 2\n"),
+}
+OTHER = {
+    "what is computed": ("inner.py", "import os\n\ndef step():\n    return 2\n"),
+    "a string that is no docstring": ("inner.py", "import os\n\ndef step():\n    x = 'said'\n    return 1\n"),
+    "what it imports": ("game.py", "from PACKAGE import inner, stranger\n\ndef play():\n    return inner.step()\n"),
+    "a function that moved and changed": ("game.py", "from PACKAGE.stranger import x\n\ndef play():\n    return x\n"),
+}
+
+
+@pytest.mark.parametrize("change", [*SAME, *OTHER])
+def test_a_code_digest_changes_with_what_is_executed(change, package):
+    before = digest(package)
+    file, text = (SAME | OTHER)[change]
+    (package / file).write_text(text.replace("PACKAGE", package.name))
+    assert (digest(package) == before) == (change in SAME)
+
+
+def test_a_code_digest_follows_imports_wherever_they_lead(package):
+    name = package.name
+    (package / "inner.py").write_text(f"def step():\n    import {name}.stranger\n    return {name}.stranger.x\n")
+    before = digest(package)
+    (package / "stranger.py").write_text("x = 3\n")
+    assert digest(package) != before

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fpo import linear
+from fpo import games, linear
 from fpo.linear import ARMS, Config
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "released_runs.json"
@@ -93,7 +93,7 @@ def test_closed_form_gradient_is_the_central_difference(case):
 def test_closed_form_gradient_is_autograd(case):
     config, y, w = case
     fast = linear.gradient(y, w, config)
-    t = torch.from_numpy(linear.target(config))
+    t = torch.from_numpy(config.landscape().center)
     for i, arm in enumerate(ARMS):
         z, v = torch.tensor(y[i, 0], requires_grad=True), torch.from_numpy(w[i, 0])
         u = config.utility_scale * torch.exp(-config.utility_sharpness * ((z - t) ** 2).sum())
@@ -126,7 +126,7 @@ def test_forward_difference_is_the_plain_one(case):
 def test_utility_gradient_is_the_central_difference(case):
     config, y, _ = case
     wanted = slow.differences(lambda z: slow.linear.utility(z, config), y[0, 0], 1e-5, central=True)
-    assert_close(linear.utility_gradient(y[0, 0], config), wanted, 1e-7)
+    assert_close(config.landscape().gradient(y[0, 0]), wanted, 1e-7)
 
 
 @given(points(), st.integers(0, 60))
@@ -161,9 +161,9 @@ def test_relaxed_penalty_is_foresight_to_first_order(case):
 def test_practical_is_standard_with_a_raised_action_cost(gamma, action_cost, seed, estimator):
     way = "forward-difference" if estimator else "closed-form"
     config = Config(seeds=[seed], steps=60, gamma=gamma, action_cost=action_cost, gradient=way, arms=["practical"])
-    practical = linear.simulate(config, keep_path=True)
+    practical = linear.simulate(config, range(config.steps + 1))
     raised = config.replace(arms=["standard"], action_cost=action_cost + gamma)
-    standard = linear.simulate(raised, keep_path=True)
+    standard = linear.simulate(raised, range(raised.steps + 1))
     assert_close(practical.actions[:, 0], standard.actions[:, 0], 1e-10)
 
 
@@ -171,7 +171,7 @@ def test_practical_is_standard_with_a_raised_action_cost(gamma, action_cost, see
 @settings(max_examples=25)
 def test_without_the_oracles_gradient_no_arm_leaves_the_ray_of_its_first_reward_model(seed, gamma, k):
     config = Config(seeds=[seed], gamma=gamma, foresight_steps=k, through_oracle=False)
-    result = linear.simulate(config, keep_path=True)
+    result = linear.simulate(config, range(config.steps + 1))
     ray = linear.initial_weights(config)[0]
     ray /= np.linalg.norm(ray)
     assert (result.diverged_at == -1).all()
@@ -193,7 +193,7 @@ def test_same_numbers_whatever_the_batch():
 
 
 def test_arms_start_from_the_same_reward_model():
-    result = linear.simulate(Config(seeds=[4, 7], steps=1), keep_path=True)
+    result = linear.simulate(Config(seeds=[4, 7], steps=1), [0, 1])
     for arm in ARMS:
         np.testing.assert_array_equal(result.of(arm, "reward_models")[0], linear.initial_weights(result.config))
 
@@ -202,7 +202,7 @@ def test_arms_start_from_the_same_reward_model():
 def test_a_diverging_run_is_marked_and_the_others_go_on(way):
     config = Config(seeds=[0, 1], gamma=1e4, gradient=way)
     with np.errstate(all="raise", under="ignore"):
-        result = linear.simulate(config, keep_path=True)
+        result = linear.simulate(config, range(config.steps + 1))
     lost = [config.arms.index(arm) for arm in ("relaxed", "practical")]
     kept = [config.arms.index(arm) for arm in ("standard", "foresight")]
     assert (result.diverged_at[lost] > 0).all() and (result.diverged_at[kept] == -1).all()
@@ -210,7 +210,7 @@ def test_a_diverging_run_is_marked_and_the_others_go_on(way):
         for j in range(2):
             at = result.diverged_at[i, j]
             assert np.isfinite(result.utility[:at, i, j]).all() and np.isnan(result.utility[at:, i, j]).all()
-            assert np.isnan(result.actions[at:, i, j]).all() and np.isnan(result.action[i, j]).all()
+            assert np.isnan(result.actions[at:, i, j]).all() and np.isfinite(result.actions[:at, i, j]).all()
     np.testing.assert_array_equal(
         result.utility[:, kept], linear.simulate(config.replace(arms=["standard", "foresight"])).utility
     )
@@ -227,14 +227,16 @@ def test_one_seed_may_diverge_alone():
 
 def test_record_holds_what_it_says():
     config = Config(seeds=[1])
-    result = linear.simulate(config, keep_path=True)
+    result = linear.simulate(config, range(config.steps + 1))
     y, w, k = result.actions, result.reward_models, config.signal_dimensions
-    np.testing.assert_allclose(result.utility, linear.utility(y, config))
+    np.testing.assert_allclose(result.utility, config.landscape()(y))
     np.testing.assert_allclose(result.reward, np.sum(y * w, axis=-1), atol=1e-12)
     np.testing.assert_allclose(result.signal, np.linalg.norm(y[..., :k], axis=-1))
     np.testing.assert_allclose(result.noise, np.linalg.norm(y[..., k:], axis=-1))
-    np.testing.assert_array_equal(result.action, y[-1])
-    np.testing.assert_array_equal(result.weights, w[-1])
+    some = linear.simulate(config, [300, 0, 7])
+    for name in ("actions", "reward_models"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(result, name)[[300, 0, 7]])
+    np.testing.assert_array_equal(some.reward_model("relaxed", 1, 7), w[7, 1, 0])
     table = result.by_arm_and_seed(result.utility[-1])
     assert table["relaxed"]["1"] == result.of("relaxed")[-1, 0]
 
@@ -246,7 +248,7 @@ def test_defaults_are_the_papers():
         "gamma": 0.1, "steps": 300, "foresight_steps": 10, "gradient": "closed-form", "difference": 0.05,
         "through_oracle": True, "action_cost": 0.1, "policy_lr": 0.02, "rm_lr": 0.005, "rm_decay": 1e-4,
         "dimensions": 50, "signal_dimensions": 3, "target": 2.0, "utility_scale": 10.0, "utility_sharpness": 0.3,
-        "initial_noise": 0.1,
+        "initial_noise": 0.1, "inner_steps": 1, "labels": 1, "label_spread": 0.0,
     }  # fmt: skip
 
 
@@ -263,6 +265,6 @@ def test_a_million_is_the_limit(size, diverges, monkeypatch):
         seeds=[0], arms=["standard"], steps=1, dimensions=1, signal_dimensions=1, initial_noise=0,
         policy_lr=1000.0, rm_lr=0.0, action_cost=0.0,
     )  # fmt: skip
-    assert linear.DIVERGED == 1e6
-    monkeypatch.setattr(linear, "DIVERGED", 1000 / size)
+    assert games.DIVERGED == 1e6
+    monkeypatch.setattr(games, "DIVERGED", 1000 / size)
     assert (linear.simulate(config).diverged_at[0, 0] == 1) == diverges

@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 import slow.neural
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tools.interrupts import interrupting
 
-from fpo import files, neural, steering
+from fpo import files, mlp, neural
 from fpo.neural import ARMS, Config
 from fpo.parameters import ParameterError
 
@@ -45,7 +43,7 @@ def test_parity_with_the_release():
 def test_stream_is_torchs_plain_one(seed, dimensions):
     config = Config(dimensions=dimensions, signal_dimensions=1, outer_steps=5, inner_steps=4, new_samples=3)
     plain, stream = slow.neural.rng(seed, config), neural.Stream(seed, config)
-    policy, buffer = (tensor[0] for tensor in neural.room(1, config))
+    policy, buffer = (tensor[0] for tensor in neural.noise_tensors(1, config))
     for _ in range(2):
         for ours, theirs in zip(stream.reward_model(), next(plain), strict=True):
             assert torch.equal(ours[0], theirs.weight) and torch.equal(ours[1], theirs.bias)
@@ -92,133 +90,6 @@ def test_the_papers_network_is_the_plain_loop_too():
         np.testing.assert_allclose(result.of(arm)[:, 0], slow.neural.run(5, arm, config)[0], atol=1e-6, rtol=0)
 
 
-@st.composite
-def games(draw):
-    """Random reward models, an action for each, and an objective of every kind, in float64."""
-    hidden = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
-    d, runs, n = draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 6))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
-
-    def normal(*shape, scale=1.0):
-        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    widths = [d, *hidden, 1]
-    layers = [(normal(runs, b, a, scale=0.7), normal(runs, b)) for a, b in zip(widths, widths[1:], strict=False)]
-    through = draw(st.sampled_from([None, True]))
-    objective = neural.Objective(
-        cost=normal(runs, 1).abs(),
-        value=normal(runs, 1),
-        flat=normal(runs, 1),
-        through=None if through is None else torch.rand(runs, 1, generator=generator) < 0.5,
-        target=normal(d),
-        scale=draw(st.floats(0.5, 10)),
-        sharpness=draw(st.floats(0.05, 1)),
-        clip=1.0,
-        at_mean=True,
-    )
-    memory = None
-    if draw(st.booleans()):
-        memory = neural.remember(layers, normal(runs, n, d), torch.full((n,), 1 / n).double(), 0.1)
-    offset = normal(runs, 1, d, scale=0.1) if draw(st.booleans()) else None
-    return layers, normal(runs, 1, d), offset, objective, memory
-
-
-@given(games())
-@settings(max_examples=150, deadline=None)
-def test_closed_form_gradient_is_autograd(game):
-    layers, y, offset, objective, memory = game
-    a = None if memory is None else neural.solve(layers, y + 0.1, memory)
-    fast = neural.gradient_in_closed_form(layers, y, offset, objective, a)
-    wanted = neural.gradient_by_autograd(layers, y, offset, objective, a)
-    scale = max(1.0, float(wanted.abs().max()))
-    torch.testing.assert_close(fast / scale, wanted / scale, rtol=0, atol=1e-11)
-
-
-@given(games())
-@settings(max_examples=60, deadline=None)
-def test_autograd_gradient_is_the_central_difference_of_the_stated_objective(game):
-    layers, y, offset, objective, memory = game
-    direction = None if memory is None else neural.solve(layers, y + 0.1, memory)
-    ours = neural.gradient_by_autograd(layers, y, offset, objective, direction)
-    if direction is not None:  # later calls write to the memory
-        c, factors = direction.coefficients, [(d.clone(), a.clone()) for d, a in direction.factors]
-        direction = [(((c.mT * d).mT @ a), (c @ d)[:, 0]) for d, a in factors]
-
-    for run in range(len(y)):
-        model = [(weight[run], bias[run]) for weight, bias in layers]
-        held = y[run, 0] - (0 if offset is None else offset[run, 0])
-        free = objective.through is not None and bool(objective.through[run])
-
-        def value(x, run=run, model=model, held=held, free=free):
-            x = torch.from_numpy(np.array(x))
-            parts = [part.clone().requires_grad_() for layer in model for part in layer]
-            with torch.enable_grad():
-                h = x
-                for weight, bias in zip(parts[:-2:2], parts[1:-2:2], strict=True):
-                    h = softplus(weight @ h + bias)
-                r = (parts[-2] @ h + parts[-1])[0]
-                g = torch.autograd.grad(r, parts)
-            if direction is None:
-                m = sum(float(part.square().sum()) for part in g)
-            else:
-                flat = [part[run] for layer in direction for part in layer]
-                m = sum(float((part * v).sum()) for part, v in zip(g, flat, strict=True))
-            at = x - (y[run, 0] - held) if free else held
-            u = objective.scale * np.exp(-objective.sharpness * float((at - objective.target).square().sum()))
-            cost, alpha, beta = (float(part[run]) for part in objective[:3])
-            r = float(r.detach())
-            return r - cost * float(x @ x) - (alpha * (r - u) + beta) * m
-
-        wanted = slow.differences(value, y[run, 0].numpy(), 1e-5, central=True)
-        np.testing.assert_allclose(ours[run, 0], wanted, atol=2e-6 * max(1.0, np.abs(wanted).max()), rtol=0)
-
-
-@given(games(), st.integers(1, 8))
-@settings(max_examples=80, deadline=None)
-def test_direction_is_a_dense_solve_and_gives_the_influence(game, n):
-    """a = H^-1 g(theta), and -<a, grad loss> is the exact penalty with g_bar = g(theta)."""
-    layers, theta, *_ = game
-    y = theta + torch.linspace(-1, 1, n, dtype=torch.float64)[:, None]
-    weights, ridge = torch.full((n,), 1 / n, dtype=torch.float64), 0.05
-    direction = neural.solve(layers, theta, neural.remember(layers, y, weights, ridge))
-
-    def flat(points):
-        r, factors = steering.mlp_factors(layers, points, softplus, torch.sigmoid)
-        rows = [torch.cat([(d[..., None] * a[..., None, :]).flatten(-2), d], -1) for d, a in factors]
-        return r, torch.cat(rows, -1)
-
-    rewards, g = flat(y)
-    hessian = 2 * g.mT @ (weights[:, None] * g) + ridge * torch.eye(g.shape[-1], dtype=torch.float64)
-    mean = flat(theta)[1]
-    expected = torch.linalg.solve(hessian, mean.mT).mT
-    rows = [(direction.coefficients.mT * d, a) for d, a in direction.factors]
-    found = torch.cat([torch.cat([(d.mT @ a).flatten(1), d.sum(1)], 1) for d, a in rows], 1)[:, None]
-    scale = expected.abs().amax()
-    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-9)
-
-    slopes = 2 * (rewards - 1.0)[..., None] * g
-    for solver in (
-        steering.dense_solver(hessian),
-        steering.gram_solver(g, 2 * weights.expand(len(g), n), ridge),
-    ):
-        penalty = steering.exact_penalty(mean[:, 0], steering.influence(slopes, solver))
-        ours = -(slopes @ found.mT)[..., 0]
-        torch.testing.assert_close(ours, penalty, rtol=1e-7, atol=1e-7 * float(penalty.abs().max()))
-
-
-@given(games())
-@settings(max_examples=40, deadline=None)
-def test_rm_gradient_is_the_one_through_the_factors(game):
-    layers, y, *_ = game
-    y = y + torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
-    labels, weights = torch.sin(3 * y.sum(-1)), torch.tensor([0.5, 0.25, 0.25, 0.0, 0.0], dtype=torch.float64)
-    r, factors = steering.mlp_factors(layers, y, softplus, torch.sigmoid)
-    slope = (2 * weights * (r - labels))[..., None]
-    for ours, (d, a) in zip(neural.rm_gradient(layers, y, labels, weights), factors, strict=True):
-        torch.testing.assert_close(ours[0], (slope * d).mT @ a)
-        torch.testing.assert_close(ours[1], (slope * d).sum(-2))
-
-
 def test_same_numbers_again_and_whatever_the_batch():
     config = Config(seeds=[5, 2, 9], outer_steps=30, **SMALL)
     whole = neural.simulate(config)
@@ -259,13 +130,13 @@ def test_pairing():
 def test_record_holds_what_it_says():
     config = Config(seeds=[1, 7], outer_steps=12, precision="float64")
     result = neural.simulate(config, keep=[0, 5, 11])
-    for i, t in enumerate(result.kept):
+    for i, t in enumerate(result.keep):
         theta = torch.from_numpy(result.actions[i])
-        torch.testing.assert_close(neural.utility(theta, config).numpy(), result.utility[t])
+        torch.testing.assert_close(config.landscape()(theta).numpy(), result.utility[t])
         np.testing.assert_allclose(np.linalg.norm(theta[..., 2:], axis=-1), result.noise[t])
         for j, arm in enumerate(ARMS):
             for k, seed in enumerate(config.seeds):
-                value = neural.reward(result.reward_model(arm, seed, t), theta[j, k][None])
+                value = mlp.reward(result.reward_model(arm, seed, t), theta[j, k][None])
                 np.testing.assert_allclose(float(value), result.reward[t, j, k])
     table = result.by_arm_and_seed(result.utility[-1])
     assert table["relaxed"]["7"] == result.of("relaxed")[-1, 1] and set(table) == set(ARMS)
@@ -273,12 +144,12 @@ def test_record_holds_what_it_says():
 
 def test_best_action_has_the_best_utility():
     config = Config()
-    assert float(neural.utility(neural.target(config), config)) == config.utility_scale
+    assert float(config.landscape()(config.landscape().center)) == config.utility_scale
 
 
 def test_nothing_is_kept_unless_asked_for():
     result = neural.simulate(Config(seeds=[0], outer_steps=2, arms=["standard"]))
-    assert result.kept == () and result.actions.shape == (0, 1, 1)
+    assert result.keep == () and result.actions.shape == (0, 1, 1)
 
 
 # Divergence
@@ -301,13 +172,6 @@ def test_a_diverging_run_is_marked_and_the_others_go_on():
         np.testing.assert_allclose(result.of(arm), alone.of(arm), atol=1e-9)
 
 
-def test_one_run_whose_matrix_has_no_factor_diverges_alone():
-    layers = [(torch.ones(2, 1, 1, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64))]
-    y = torch.tensor([[[1.0], [2.0]], [[1.0], [torch.nan]]], dtype=torch.float64)
-    memory = neural.remember(layers, y, torch.full((2,), 0.5, dtype=torch.float64), 0.1)
-    assert torch.isfinite(memory.inverse[0]).all() and torch.isnan(memory.inverse[1]).all()
-
-
 # Long runs
 
 
@@ -317,7 +181,7 @@ class Stop(Exception):
 
 def stopped(config, folder, at, monkeypatch, keep=()):
     """A game that is cut off in iteration `at`, after a checkpoint of each iteration before."""
-    learn = neural.Block.learn
+    learn = neural.Batch.learn
 
     def until(self, t):
         if t == at:
@@ -325,13 +189,13 @@ def stopped(config, folder, at, monkeypatch, keep=()):
         learn(self, t)
 
     with monkeypatch.context() as patch:
-        patch.setattr(neural.Block, "learn", until)
+        patch.setattr(neural.Batch, "learn", until)
         with pytest.raises(Stop):
             neural.simulate(config, keep, folder, save_every=0)
 
 
 def same(ours, theirs):
-    for name in ("utility", "reward", "noise", "diverged_at", "actions"):
+    for name in ("utility", "reward", "signal", "noise", "diverged_at", "actions"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
     for mine, other in zip(ours.reward_models, theirs.reward_models, strict=True):
         np.testing.assert_array_equal(mine[0], other[0])
@@ -346,17 +210,17 @@ def test_an_interrupted_game_goes_on_to_the_same_numbers(pairing, tmp_path, monk
 
 
 # Where in iteration 5 an interrupt comes: what is called there, which of its calls it is, and whether it does its work
-# first. There are two blocks, and noise of two seeds.
+# first. There are two batches, and noise of two seeds.
 MOMENTS = {
     "before anything": (neural.Stream, "noise", 11, False),
     "between two seeds' noise": (neural.Stream, "noise", 12, False),
-    "before the first block's step": (neural.Block, "step", 11, False),
-    "after the first block's step": (neural.Block, "step", 11, True),
-    "before the first block learns": (neural.Block, "learn", 11, False),
-    "between the blocks": (neural.Block, "learn", 11, True),
+    "before the first batch's step": (neural.Batch, "step", 11, False),
+    "after the first batch's step": (neural.Batch, "step", 11, True),
+    "before the first block learns": (neural.Batch, "learn", 11, False),
+    "between the batches": (neural.Batch, "learn", 11, True),
     "in the middle of learning": (torch.optim.Adam, "step", 12, False),
-    "when everything has learned": (neural.Block, "learn", 12, True),
-    "while the state is copied": (neural.Block, "state", 12, False),
+    "when everything has learned": (neural.Batch, "learn", 12, True),
+    "while the state is copied": (neural.Batch, "state", 12, False),
 }
 
 
@@ -388,7 +252,7 @@ def test_control_c_without_a_whole_iteration_or_a_folder_writes_nothing(tmp_path
     monkeypatch.chdir(tmp_path)
     for moment, folder in (("before the first", tmp_path), ("later", None)):
         with monkeypatch.context() as patch:
-            interrupting(patch, neural.Block, "learn", 1 if moment == "before the first" else 6, False)
+            interrupting(patch, neural.Batch, "learn", 1 if moment == "before the first" else 6, False)
             with pytest.raises(KeyboardInterrupt):
                 neural.simulate(config, (), folder, save_every=1e6)
         assert not list(tmp_path.iterdir())
@@ -397,7 +261,7 @@ def test_control_c_without_a_whole_iteration_or_a_folder_writes_nothing(tmp_path
 def test_a_finished_game_is_read_back(tmp_path, monkeypatch):
     config = Config(seeds=[0], outer_steps=4)
     first = neural.simulate(config, [1], tmp_path)
-    monkeypatch.setattr(neural.Block, "step", lambda *_: pytest.fail("played again"))
+    monkeypatch.setattr(neural.Batch, "step", lambda *_: pytest.fail("played again"))
     again = neural.simulate(config, [1], tmp_path)
     np.testing.assert_array_equal(first.utility, again.utility)
     np.testing.assert_array_equal(first.actions, again.actions)
@@ -413,25 +277,39 @@ def test_a_game_with_other_settings_starts_afresh(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_checkpoint_of_other_code_is_not_used(tmp_path, monkeypatch):
+def test_a_checkpoint_of_other_code_is_not_used(monkeypatch):
     config = Config(seeds=[0])
-    name, copy = neural.checkpoint_name(config, ()), tmp_path / "neural.py"
-    copy.write_text(Path(neural.__file__).read_text() + "\n# changed")
-    monkeypatch.setattr(neural, "__file__", str(copy))
-    assert neural.checkpoint_name(config, ()) != name
+    name = neural.checkpoint_name(config)
+    assert neural.checkpoint_name(config, start=np.ones((4, 1, 10))) != name != neural.checkpoint_name(config, [3])
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "code_digest", lambda module: "other")
+        assert neural.checkpoint_name(config) != name
+    assert neural.checkpoint_name(config) == name
+
+
+@pytest.mark.parametrize("module", ["neural", "mlp", "landscapes", "games", "parameters"])
+def test_a_checkpoint_hangs_on_every_module_that_the_game_plays(module, monkeypatch):
+    """`tests/test_files.py` tests what of a module counts; here, which modules do."""
+    before, read = neural.checkpoint_name(Config(seeds=[0])), Path.read_bytes
+
+    def changed(path):
+        return read(path) + (b"\nCHANGED = 1\n" if path.name == f"{module}.py" and path.parent.name == "fpo" else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", changed)
+    assert neural.checkpoint_name(Config(seeds=[0])) != before
 
 
 PROGRAM = """
 import signal, sys
 from fpo import neural
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it runs in the background without it
-learn = neural.Block.learn
+learn = neural.Batch.learn
 def announced(self, t):
     learn(self, t)
     if t == 7:
         print("here", flush=True)
         sys.stdin.read()  # ended by the signal, or by the end of the input that comes after it
-neural.Block.learn = announced
+neural.Batch.learn = announced
 config = neural.Config(seeds=[0, 1], outer_steps=400, inner_steps=2, arms=["standard"])
 neural.simulate(config, (), sys.argv[1], save_every=1e6)
 """
@@ -494,7 +372,7 @@ def test_defaults_are_the_papers():
         "inner_steps": 15, "new_samples": 5, "buffer_size": 50, "action_cost": 0.01, "policy_lr": 0.05,
         "policy_lr_end": 0.001, "sigma": 0.1, "sigma_end": 0.001, "schedule_power": 4.0, "clip": 1.0, "rm_lr": 1e-3,
         "rm_decay": 1e-3, "hidden": (32, 32), "initial_scale": 0.1, "dimensions": 10, "signal_dimensions": 2,
-        "target": 2.5, "utility_scale": 10.0, "utility_sharpness": 0.2, "precision": "float32",
+        "target": 2.5, "utility_scale": 10.0, "utility_sharpness": 0.2, "precision": "float32", "label_spread": 1.0,
     }  # fmt: skip
 
 
@@ -549,14 +427,14 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 def test_threads_are_set_for_the_game_and_put_back():
     before, seen = torch.get_num_threads(), []
-    step = neural.Block.step
+    step = neural.Batch.step
 
     def spy(self, *rest):
         seen.append(torch.get_num_threads())
         return step(self, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neural.Block, "step", spy)
+        patch.setattr(neural.Batch, "step", spy)
         neural.simulate(Config(seeds=[0], outer_steps=1, threads=2))
     assert set(seen) == {2} and torch.get_num_threads() == before
 

@@ -33,15 +33,16 @@ def objective(arm, y, w, config, oracle=None):
     return value
 
 
-def run(seed, arm, config):
+def run(seed, arm, config, start=None):
     """One seed of one arm as a plain loop with forward differences: arrays (steps + 1,) of utility, signal, noise.
 
-    This is the release's algorithm as the paper states it; `fpo.linear` must give the same numbers.
+    This is the release's algorithm as the paper states it, and three things beside it: several policy steps in an
+    iteration, labels around the action, and another start. `fpo.linear` must give the same numbers.
     """
     w = np.random.RandomState(seed).normal(0, config.initial_noise, config.dimensions)
     w[: config.signal_dimensions] += 1
-    y = np.zeros(config.dimensions)
-    rows = []
+    y = np.zeros(config.dimensions) if start is None else np.array(start)
+    around, rows = np.random.default_rng([seed, 1]), []
     for t in range(config.steps + 1):
         rows.append(
             (
@@ -52,9 +53,15 @@ def run(seed, arm, config):
         )
         if t == config.steps:
             break
-        held = None if config.through_oracle else utility(y, config)
-        y = y + config.policy_lr * differences(
-            lambda z, w=w, held=held: objective(arm, z, w, config, held), y, config.difference
-        )
-        w = rm_steps(w, y, utility(y, config), 1, config)
+        for _ in range(config.inner_steps):
+            held = None if config.through_oracle else utility(y, config)
+            y = y + config.policy_lr * differences(
+                lambda z, w=w, held=held: objective(arm, z, w, config, held), y, config.difference
+            )
+        if config.label_spread == 0:
+            w = rm_steps(w, y, utility(y, config), 1, config)
+            continue
+        labeled = y + config.label_spread * around.normal(size=(config.labels, config.dimensions))
+        slopes = [2 * (utility(z, config) - w @ z) * z for z in labeled]
+        w = (1 - config.rm_decay) * w + config.rm_lr * np.mean(slopes, axis=0)
     return tuple(np.array(rows).T)
