@@ -36,9 +36,9 @@ def draw(results: Path, out: Path) -> None:
         low, median, high = (np.array(curve[name], dtype=float) for name in ("low", "median", "high"))
         axis.fill_between(iterations, low, high, color=figures.color(arm), alpha=0.2, linewidth=0)
         axis.plot(iterations, median, label=arm, **figures.look(arm))
-    axis.set(xlabel="iteration of the loop", ylabel="true utility", xlim=(iterations[0], iterations[-1]))
+    axis.set(xlabel="iteration of the loop", ylabel="true utility $U$", xlim=(iterations[0], iterations[-1]))
     axis.set_ylim(0, 1.05 * content["parameters"]["utility_scale"])
-    axis.legend(loc="center right", bbox_to_anchor=(1, 0.77), ncol=2)
+    figure.legend(loc="outside upper center", ncols=2)
     # No date, and a digest in its place.
     figure.savefig(out, metadata={"Date": None, "Description": digest(results)})
     plt.close(figure)
