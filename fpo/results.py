@@ -9,32 +9,14 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict
 
+from fpo.claims import Claim, Text, judge  # noqa: F401
 from fpo.files import save_json
 from fpo.parameters import Parameters, brief
-
-Text = Annotated[str, StringConstraints(min_length=1)]
-
-
-class Claim(BaseModel):
-    """One claim with what was found and the rule that gave its verdict.
-
-    `id` is unique in the book; `source` says who claims it; `value` is what was found, in words and rounded numbers;
-    `rule` states how the verdict follows from the numbers.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)+$")]
-    statement: Text
-    source: Text
-    value: Text
-    rule: Text
-    verdict: Literal["reproduced", "partly", "not reproduced", "new", "open"]
 
 
 class ResultFile(BaseModel):
@@ -49,19 +31,6 @@ class ResultFile(BaseModel):
     # Decimals that repeat on other machines where they are fewer than usual: see `plain`.
     digits: dict[str, int] = {}
     claims: list[Claim]
-
-
-def judge(*evidence: bool | None, ours: bool = False) -> str:
-    """The verdict on a claim in several parts, each found to hold (True), to fail (False), or undecided (None).
-
-    `reproduced` if all hold, or `new` if the claim is ours; `open` if nothing is decided; `not reproduced` if something
-    fails and nothing holds; otherwise `partly`.
-    """
-    if all(part is None for part in evidence):
-        return "open"
-    if all(evidence):
-        return "new" if ours else "reproduced"
-    return "partly" if any(evidence) else "not reproduced"
 
 
 def environment(*packages: str) -> dict[str, str]:
