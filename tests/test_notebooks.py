@@ -14,6 +14,7 @@ from tools import notebooks
 
 TABLE = "claim-1  0.25  reproduced\n"
 FIGURE = {"image": {"alt": "A line"}, "figure": {"caption": "A line.", "name": "a-line"}}
+NAME = {"code_prompt_show": "Code: draw a line"}
 PARAMETERS = """\
 # What a reader can turn
 seeds = list(range(64))  # one run each
@@ -33,15 +34,17 @@ def example():
     """A notebook without a fault; the cells' positions are used below."""
     picture = new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"})
     cells = [
-        new_markdown_cell("(example)=\n# Title\n\nThe question."),
-        new_code_cell("import math"),
+        new_markdown_cell("(example)=\n# Title\n\n:::{summary} example\n:figure: a-line\n\nThe question.\n:::"),
+        new_code_cell("ledger = claims.Ledger('a', main=1)"),
         new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
         new_markdown_cell("Words may stand between."),
         new_code_cell("assert seeds", metadata={"tags": ["validate"]}),
-        new_code_cell("draw()", metadata={"mystnb": FIGURE}, outputs=[picture]),
+        new_code_cell("draw()\n" * 30, metadata={"tags": ["hide-input"], "mystnb": FIGURE | NAME}, outputs=[picture]),
         new_markdown_cell("(claims-example)=\n## Claims"),
-        new_code_cell("print(table)", metadata={"tags": ["nbval-check-output"]}, outputs=[printed(TABLE)]),
-        new_code_cell("\n" * 40 + "1", metadata={"tags": ["hide-input"]}),
+        new_code_cell(
+            "print(table)", metadata={"tags": ["nbval-check-output", "remove-cell"]}, outputs=[printed(TABLE)]
+        ),
+        new_code_cell("\n" * 40 + "1", metadata={"tags": ["remove-cell"]}),
     ]
     notebook = new_notebook(cells=cells)
     count = 0
@@ -72,6 +75,10 @@ def source(place, text):
     return lambda notebook: notebook.cells[place].update(source=text)
 
 
+def add_source(place, text):
+    return lambda notebook: notebook.cells[place].update(source=f"{notebook.cells[place].source}\n{text}")
+
+
 def parameter(line):
     return source(2, PARAMETERS + "\n" + line)
 
@@ -87,7 +94,27 @@ def data(kind, text):
 def figure_without(group, key):
     given = {name: {**values} for name, values in FIGURE.items()}
     del given[group][key]
-    return lambda notebook: notebook.cells[5].metadata.update(mystnb=given)
+    return lambda notebook: notebook.cells[5].metadata.update(mystnb=given | NAME)
+
+
+def named(prompt):
+    return lambda notebook: notebook.cells[5].metadata.mystnb.update(code_prompt_show=prompt)
+
+
+def first_cell(old, new):
+    return lambda notebook: notebook.cells[0].update(source=notebook.cells[0].source.replace(old, new))
+
+
+def lines_behind_the_claims(count):
+    """Code behind the heading, of a notebook that has 100 lines of code in all."""
+
+    def plant(notebook):
+        notebook.cells[8].source = "\n\n# said\n".join(["1"] * (count - 1))  # and one that prints the table
+        notebook.cells[5].source = ""
+        lines = 100 - notebooks.code_lines(notebook.cells)
+        notebook.cells[5].source = "draw()\n" * lines
+
+    return plant
 
 
 PLANTED = {
@@ -105,7 +132,7 @@ PLANTED = {
     "no validation": (retag(4), "validate", 2),
     "late validation": (lambda notebook: notebook.cells.insert(4, code(3)), "validate", 2),
     "no claims": (retag(7), "claims", -1),
-    "two claims cells": (retag(8, "hide-input", "nbval-check-output"), "claims", -1),
+    "two claims cells": (retag(8, "remove-cell", "nbval-check-output"), "claims", -1),
     "claims not printed": (lambda notebook: notebook.cells[7].outputs.clear(), "claims", 7),
     "claims without verdicts": (lambda notebook: notebook.cells[7].outputs[0].update(text="none\n"), "claims", 7),
     "no target": (source(6, "## Claims"), "target", -1),
@@ -123,15 +150,34 @@ PLANTED = {
     "figure without alt text": (figure_without("image", "alt"), "figure", 5),
     "figure without a caption": (figure_without("figure", "caption"), "figure", 5),
     "figure without a name": (figure_without("figure", "name"), "figure", 5),
-    "figure without anything": (lambda notebook: notebook.cells[5].metadata.pop("mystnb"), "figure", 5),
-    "long cell": (source(1, "\n" * 25 + "1"), "long cell", 1),
+    "figure without anything": (lambda notebook: notebook.cells[5].metadata.update(mystnb=dict(NAME)), "figure", 5),
     "execution times": (lambda notebook: notebook.cells[1].metadata.update(execution={}), "metadata", 1),
     "papermill's cell": (lambda notebook: notebook.cells[1].metadata.update(papermill={}), "metadata", 1),
     "papermill's notebook": (lambda notebook: notebook.metadata.update(papermill={}), "metadata", -1),
     "injected cell": (retag(1, "injected-parameters"), "metadata", 1),
-    "no title": (source(0, "Only words."), "title", 0),
-    "bad escape": (source(1, 'print("$\\gamma$")'), "warning", 1),
-    "torch before fpo": (source(1, "import torch\n\nfrom fpo import linear"), "import order", -1),
+    "no title": (first_cell("# Title", "Only words."), "title", 0),
+    "bad escape": (add_source(1, 'print("$\\gamma$")'), "warning", 1),
+    "torch before fpo": (add_source(1, "import torch\nfrom fpo import linear"), "import order", -1),
+}
+# Of rebuilt chapters.
+PLANTED |= {
+    "no card": (first_cell(":::", ""), "card", 0),
+    "another's card": (first_cell("{summary} example", "{summary} other"), "card", 0),
+    "two kinds at once": (retag(5, "hide-input", "remove-cell"), "kind", 5),
+    "a kind of its own": (retag(5, "hide-cell"), "kind", 5),
+    "an output removed": (retag(4, "validate", "remove_output"), "kind", 4),
+    "method without a name": (lambda notebook: notebook.cells[5].metadata.update(mystnb=FIGURE), "name", 5),
+    "method with another name": (named("Show the code"), "name", 5),
+    "method with an empty name": (named("Code: "), "name", 5),
+    "long idea": (add_source(1, "1\n" * 12), "long idea", 1),
+    "wide line": (add_source(8, f"{'x' * 77}"), "wide line", 8),
+    "wide comment": (add_source(8, f"# {'x' * 75}"), "wide line", 8),
+    "hand-counted comparisons": (add_source(1, "COMPARISONS = 3"), "ledger", 1),
+    "comparisons handed on": (add_source(1, "stats.paired(a, b, COMPARISONS)"), "ledger", 1),
+    "a function claim": (add_source(8, "def claim(id):\n    pass"), "ledger", 8),
+    "a function number": (add_source(8, "def f():\n    def number(x):\n        pass"), "ledger", 8),
+    "no ledger": (source(1, "import math"), "ledger", -1),
+    "late code": (lines_behind_the_claims(13), "late code", -1),
 }
 
 
@@ -147,7 +193,7 @@ def test_nothing_planted_nothing_found(tmp_path):
         data("text/html", "<img src='data:image/png;base64,/home/AAAA/tmp/==' alt='A line'>"),
         data("text/markdown", r"$\alpha:\\beta$"),
     ]
-    assert notebooks.faults(write(tmp_path, notebook)) == []
+    assert notebooks.faults(write(tmp_path, notebook), rebuilt=True) == []
 
 
 @pytest.mark.parametrize(("plant", "kind", "cell"), PLANTED.values(), ids=PLANTED)
@@ -159,8 +205,24 @@ def test_planted(tmp_path, plant, kind, cell):
         for each in notebook.cells:
             if each.cell_type == "code":
                 each.execution_count = next(counts)
-    found = notebooks.faults(write(tmp_path, notebook))
+    found = notebooks.faults(write(tmp_path, notebook), rebuilt=True)
     assert {(fault.kind, fault.cell) for fault in found} == {(kind, cell)}, found
+
+
+def test_a_chapter_that_is_not_rebuilt(tmp_path):
+    """Only the old rules, with their bound on open cells."""
+    notebook = example()
+    for change in (first_cell("{summary} example", "{summary} other"), source(1, "\n" * 25 + "1"), named("")):
+        change(notebook)
+    found = notebooks.faults(write(tmp_path, notebook))
+    assert [(fault.kind, fault.cell) for fault in found] == [("long cell", 1)]
+
+
+def test_twelve_lines_of_a_hundred_may_stand_behind_the_claims(tmp_path):
+    notebook = example()
+    lines_behind_the_claims(12)(notebook)
+    assert notebooks.code_lines(notebook.cells) == 100
+    assert notebooks.faults(write(tmp_path, notebook), rebuilt=True) == []
 
 
 @pytest.mark.parametrize(
@@ -183,7 +245,7 @@ def test_planted_in_the_results(tmp_path, results):
 
 def test_three_faults_are_three(tmp_path):
     notebook = example()
-    source(0, "Only words.")(notebook)
+    first_cell("# Title", "Only words.")(notebook)
     figure_without("image", "alt")(notebook)
     assert len(notebooks.faults(write(tmp_path, notebook, None))) == 3
 

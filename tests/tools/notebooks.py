@@ -17,10 +17,20 @@ from pathlib import Path
 
 import nbformat
 
+from fpo.claims import VERDICTS
+
 ROOT = Path(__file__).resolve().parents[2]
+# The chapters rebuilt to cards and kinds of cells. When all five are, this goes, with `rebuilt` below and LONGEST_CELL.
+REBUILT: tuple[str, ...] = ()
 LONGEST_CELL = 25
+LONGEST_IDEA = 12  # lines of an open cell
+COLUMNS = 76  # what a page shows of a line without scrolling
+CLAIMS_SHARE = 0.12  # of the code lines may stand behind the claims' heading
+# Tags that change what a page shows of a cell, and those that the contract knows.
+SHOWN = re.compile(r"(hide|remove|scroll|full|margin|popout)[-_]")
+KINDS = {"hide-input": "method", "remove-cell": "bookkeeping"}
+BY_HAND = {"claim", "new", "number"}  # functions that the ledger replaces
 RESULT_KEYS = {"notebook", "parameters", "environment", "results", "claims"}
-VERDICTS = ("not reproduced", "reproduced", "partly", "new", "open")
 # What editors and executors leave behind; it differs from run to run and tells a reader nothing.
 LITTER = {"ExecuteTime", "collapsed", "execution", "papermill", "scrolled", "vscode"}
 NOTEBOOK_LITTER = {"papermill", "toc", "vscode", "widgets"}
@@ -167,7 +177,7 @@ def _style_faults(cells: list) -> Iterator[Fault]:
         for warning in _warnings(cell.source):
             yield Fault(i, "warning", warning)
         lines = len(cell.source.splitlines())
-        if lines > LONGEST_CELL and not tags(cell) & {"hide-input", "hide-cell"}:
+        if lines > LONGEST_CELL and not tags(cell) & {"hide-cell", *KINDS}:
             yield Fault(i, "long cell", f"{lines} lines, more than {LONGEST_CELL}, and not hidden")
         if any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})):
             given = cell.metadata.get("mystnb", {})
@@ -175,6 +185,73 @@ def _style_faults(cells: list) -> Iterator[Fault]:
             for group, key in wanted:
                 if not str(given.get(group, {}).get(key, "")).strip():
                     yield Fault(i, "figure", f"the cell's metadata has no mystnb.{group}.{key}")
+
+
+def kind(cell) -> str:
+    """Which of the three kinds a code cell is; anything else raises ValueError."""
+    shown = sorted(tag for tag in tags(cell) if SHOWN.match(tag))
+    if len(shown) > 1 or not set(shown) <= KINDS.keys():
+        raise ValueError(f"tagged {', '.join(shown)}: must be none (idea), hide-input (method) or remove-cell")
+    return KINDS[shown[0]] if shown else "idea"
+
+
+def code_lines(cells: list) -> int:
+    """Lines of code that are neither blank nor comment."""
+    lines = (line.strip() for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines())
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def _card_faults(cells: list, name: str) -> Iterator[Fault]:
+    first = cells[0] if cells else None
+    if not first or first.cell_type != "markdown" or f":::{{summary}} {name}" not in first.source.splitlines():
+        yield Fault(0, "card", f"the first cell is not markdown with the line :::{{summary}} {name}")
+
+
+def _cell_faults(cells: list) -> Iterator[Fault]:
+    for i, cell in enumerate(cells):
+        if cell.cell_type != "code":
+            continue
+        for number, line in enumerate(cell.source.splitlines(), start=1):
+            if len(line) > COLUMNS:
+                yield Fault(i, "wide line", f"line {number} has {len(line)} columns, more than {COLUMNS}")
+        try:
+            found = kind(cell)
+        except ValueError as error:
+            yield Fault(i, "kind", str(error))
+            continue
+        if found == "method":
+            prompt = cell.metadata.get("mystnb", {}).get("code_prompt_show", "")
+            if not re.fullmatch(r"Code: \S.*", prompt):
+                yield Fault(i, "name", f"mystnb.code_prompt_show is {prompt!r}: must begin with 'Code: ' and a name")
+        lines = len(cell.source.splitlines())
+        if found == "idea" and lines > LONGEST_IDEA and "parameters" not in tags(cell):
+            yield Fault(i, "long idea", f"{lines} lines shown open, more than {LONGEST_IDEA}")
+
+
+def _ledger_faults(cells: list, name: str) -> Iterator[Fault]:
+    used = False
+    for i, cell in enumerate(cells):
+        if cell.cell_type != "code":
+            continue
+        try:
+            nodes = list(ast.walk(ast.parse(cell.source)))
+        except SyntaxError:  # a magic command, or what the execution reports
+            continue
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        used = used or "Ledger" in names
+        if "COMPARISONS" in names:
+            yield Fault(i, "ledger", "comparisons are counted by hand (COMPARISONS): the ledger counts them")
+        for node in nodes:
+            if isinstance(node, ast.FunctionDef) and node.name in BY_HAND:
+                yield Fault(i, "ledger", f"a function {node.name} is defined: the ledger has one")
+    if not used:
+        yield Fault(-1, "ledger", "the claims are made without a Ledger")
+    target = f"(claims-{name})="
+    place = next((i for i, cell in enumerate(cells) if target in cell.source.splitlines()), len(cells))
+    late, whole = code_lines(cells[place:]), code_lines(cells)
+    if late > CLAIMS_SHARE * whole:
+        yield Fault(-1, "late code", f"{late} of {whole} lines of code stand behind {target}, above {CLAIMS_SHARE:.0%}")
 
 
 def _results_faults(file: Path) -> Iterator[Fault]:
@@ -198,8 +275,12 @@ def _results_faults(file: Path) -> Iterator[Fault]:
             yield Fault(-1, "results", f"{file.name} holds a path: {path}")
 
 
-def faults(notebook: str | Path, results: str | Path | None = None) -> list[Fault]:
-    """Every breach in one notebook. `results` is the folder of results files, next to the notebook by default."""
+def faults(notebook: str | Path, results: str | Path | None = None, rebuilt: bool | None = None) -> list[Fault]:
+    """Every breach in one notebook.
+
+    `results` is the folder of results files, next to the notebook by default; `rebuilt`, whether the rules for rebuilt
+    chapters apply, by default to those in REBUILT.
+    """
     notebook = Path(notebook)
     name = notebook.stem
     read = nbformat.read(notebook, as_version=4)
@@ -210,6 +291,8 @@ def faults(notebook: str | Path, results: str | Path | None = None) -> list[Faul
         *_style_faults(read.cells),
         *_results_faults(Path(results or notebook.parent / "results") / f"{name}.json"),
     ]
+    if name in REBUILT if rebuilt is None else rebuilt:
+        found += [*_card_faults(read.cells, name), *_cell_faults(read.cells), *_ledger_faults(read.cells, name)]
     if litter := NOTEBOOK_LITTER & set(read.metadata):
         found.append(Fault(-1, "metadata", f"the notebook carries {', '.join(sorted(litter))}"))
     return sorted(found)
