@@ -1,75 +1,13 @@
 """The book's own role, directives and mending: what they show, and that every fault is a warning."""
 
-import io
-import json
-import sys
 from contextlib import closing
-from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from sphinx.application import Sphinx
-from sphinx.util.docutils import docutils_namespace, patch_docutils
+from tools.sphinx_book import CLAIM, EXTENSIONS, RESULTS, Book
 
-EXTENSIONS = Path(__file__).resolve().parents[1] / "book" / "_ext"
-sys.path.insert(0, str(EXTENSIONS))
-import fpo_book  # noqa: E402
-import fpo_pages  # noqa: E402
-
-CLAIM = {
-    "id": "tiny-grows",
-    "statement": "It grows: $x > 0$",
-    "source": "paper, Section 5",
-    "value": "3 of 3",
-    "verdict": "reproduced",
-    "rule": "all",
-}
-RESULTS = {
-    "notebook": "tiny",
-    "parameters": {"steps": 300},
-    "environment": {"python": "3.11", "packages": {"numpy": "2.4", "scipy": "1.17"}, "host": None},
-    "results": {"gap": -1.236, "share": 0.351, "seeds": [4, 5], "none": None, "flag": True, "name": "relaxed"},
-    "claims": [CLAIM],
-}
-
-
-class Book:
-    """A book of one page and one notebook, built by Sphinx itself."""
-
-    def __init__(self, folder):
-        self.source, self.out = folder / "source", folder / "out"
-        (self.source / "notebooks" / "results").mkdir(parents=True)
-        (self.source / "_toc.yml").write_text("format: jb-book\nroot: index\nchapters:\n- file: notebooks/tiny\n")
-        cells = ["# A tiny game", "(claims-tiny)=\n## Claims", "Something."]
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(cell) for cell in cells])
-        nbformat.write(notebook, self.source / "notebooks" / "tiny.ipynb")
-        self.results(RESULTS)
-
-    def results(self, content):
-        text = content if isinstance(content, str) else json.dumps(content)
-        (self.source / "notebooks" / "results" / "tiny.json").write_text(text)
-
-    def build(self, page=None, **settings):
-        """The page and the warnings."""
-        if page is not None:
-            (self.source / "index.md").write_text(f"# Page\n\n{page}\n")
-        config = {
-            "extensions": ["myst_nb", "sphinx_external_toc", "fpo_book", "fpo_claims", "fpo_pages"],
-            "external_toc_path": "_toc.yml",
-            "nb_execution_mode": "off",
-            "myst_enable_extensions": ["colon_fence", "dollarmath"],
-            "mathjax_path": "tex-svg-full.js",
-            **settings,
-        }
-        warnings = io.StringIO()
-        with patch_docutils(None), docutils_namespace():
-            folders = (self.source, None, self.out, self.out / ".doctrees")
-            app = Sphinx(*folders, "html", config, status=None, warning=warnings)
-            app.build()
-        page = BeautifulSoup((self.out / "index.html").read_text(), "html.parser")
-        return page, warnings.getvalue()
+import fpo_pages  # isort: skip  # beside the other extensions, which the line above has put on the path
 
 
 @pytest.fixture
@@ -134,29 +72,6 @@ def test_changed_results_reach_the_page_of_an_incremental_build(book):
     assert warnings == ""
 
 
-def test_claims_table(book):
-    page, warnings = book.build("```{claims-table}\n```")
-    assert warnings == ""
-    row = page.select("table.claims tbody tr")
-    assert len(row) == 1
-    cells = row[0].find_all("td")
-    assert [cell.get_text(" ", strip=True) for cell in cells[1:]] == ["reproduced", "3 of 3", "A tiny game"]
-    assert cells[0].select_one("span.math").get_text() == r"\(x > 0\)"
-    assert cells[0].select_one(".claim-source").get_text() == "paper, Section 5"
-    assert cells[1].select_one("span.verdict.verdict-reproduced")
-    assert cells[3].a["href"] == "notebooks/tiny.html#claims-tiny"
-
-
-def test_claims_table_in_its_own_chapter_has_no_link_to_it(book):
-    notebook = nbformat.read(book.source / "notebooks" / "tiny.ipynb", as_version=4)
-    notebook.cells.append(nbformat.v4.new_markdown_cell("```{claims-table} tiny\n```"))
-    nbformat.write(notebook, book.source / "notebooks" / "tiny.ipynb")
-    _, warnings = book.build("Text.")
-    page = BeautifulSoup((book.out / "notebooks" / "tiny.html").read_text(), "html.parser")
-    assert [head.get_text() for head in page.select("table.claims th")] == ["Claim", "Verdict", "What we got"]
-    assert warnings == ""
-
-
 @pytest.mark.parametrize(
     ("directive", "results", "message"),
     [
@@ -179,47 +94,6 @@ def test_fault_of_a_table_is_a_warning(book, directive, results, message):
     assert "index.md:3: WARNING" in warnings
 
 
-@pytest.mark.parametrize("field", ["statement", "source", "value"])
-def test_active_math_in_a_claim_is_a_warning(book, field):
-    book.results(RESULTS | {"claims": [CLAIM | {field: r"Look: $\href{javascript:alert(1)}{x}$"}]})
-    page, warnings = book.build("```{claims-table}\n```")
-    assert "index.md:3: WARNING" in warnings and r"holds \href, which a claim may not" in warnings
-    assert "javascript:" not in str(page.article)
-
-
-@pytest.mark.parametrize(
-    "math",
-    [
-        r"\text{\url{javascript:alert(1)}}",
-        r"\class{x}{y}",
-        r"\cssId{x}{y}",
-        r"\style{color: red}{y}",
-        r"\data{x=y}{z}",
-        r"\mmlToken{mi}[href=javascript:alert(1)]{x}",
-        r"\require{html}x",
-        r"\href1",
-    ],
-)
-def test_no_macro_of_a_claim_does_more_than_typeset(math):
-    with pytest.raises(fpo_book.Fault, match="makes links or HTML"):
-        fpo_book.prose(f"Look: ${math}$")
-
-
-def test_macros_that_begin_like_active_ones_are_math(book):
-    book.results(RESULTS | {"claims": [CLAIM | {"statement": r"It is $\classical + \dataset$"}]})
-    assert book.build("```{claims-table}\n```")[1] == ""
-
-
-def test_html_in_a_claim_stays_text(book):
-    text = "<script>alert(1)</script> <b>x</b> <a href=javascript:alert(1)>y</a> & \\"
-    book.results(RESULTS | {"claims": [CLAIM | {"statement": text, "source": text, "value": text}]})
-    page, warnings = book.build("```{claims-table}\n```")
-    assert warnings == ""
-    row = page.select_one("table.claims tbody tr")
-    assert [cell.get_text() for cell in row.select("td:nth-child(3) p, .claim-source, td:first-child p")] == [text] * 3
-    assert not row.select("script, b, a[href^=javascript]")
-
-
 def test_no_formula_of_a_page_makes_a_link_or_html(book, browser):
     """With the book's own settings of MathJax, whoever wrote the formula."""
     settings = yaml.safe_load((EXTENSIONS.parents[1] / "_config.yml").read_text(encoding="utf8"))["sphinx"]["config"]
@@ -239,13 +113,6 @@ def test_no_formula_of_a_page_makes_a_link_or_html(book, browser):
         assert page.locator("mjx-container").count() == len(active) + 1
         assert page.locator("mjx-container:has([data-mjx-error])").count() == len(active)
     assert count == {"a": 0, ".mine": 0, "[style*=red]": 0}
-
-
-def test_claims_table_warns_of_a_chapter_without_its_label(book):
-    notebook = book.source / "notebooks" / "tiny.ipynb"
-    notebook.write_text(notebook.read_text().replace("(claims-tiny)=\\n", ""))
-    _, warnings = book.build("```{claims-table}\n```")
-    assert "undefined label: 'claims-tiny'" in warnings
 
 
 def test_environment_table(book):
@@ -275,6 +142,7 @@ def test_mending_names_what_a_screen_reader_meets():
         <input type="search"><button title="Go"></button><article><h2>Head<a>#</a></h2>
         <ul><li><input type="checkbox"> task</li></ul>
         <table><thead><tr><th></th></tr></thead><tr><td>1</td></tr></table>
+        <p class="rubric">Certain</p><div><table><tr><td>2</td></tr></table></div>
         <div class="math"><span class="eqno">(1.2)<a>#</a></span></div><div role="doc-biblioentry"></div></article>""",
         "html.parser",
     )
@@ -291,5 +159,6 @@ def test_mending_names_what_a_screen_reader_meets():
         "aria-label": "Table: Head",
     }
     assert soup.thead is None
+    assert [box["aria-label"] for box in soup.select(".scrolling")] == ["Table: Head", "Table: Certain"]
     assert soup.select_one("div.math")["aria-label"] == "Equation (1.2)"
     assert soup.select_one("[role=listitem]") is not None

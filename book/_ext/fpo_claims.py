@@ -34,7 +34,7 @@ def read_claims(env, notebook):
     if not isinstance(claims, list):
         raise Fault(f"{RESULTS}/{notebook}.json has no claims")
     for claim in claims:
-        if missing := [key for key in ("id", "statement", "source", "value", "verdict") if key not in claim]:
+        if missing := [key for key in ("id", "statement", "source", "value", "rule", "verdict") if key not in claim]:
             raise Fault(f"{RESULTS}/{notebook}.json: no {missing[0]!r} in its claims")
         if claim["verdict"] not in VERDICTS:
             raise Fault(f"claim {claim['id']!r}: verdict {claim['verdict']!r} is none of {', '.join(VERDICTS)}")
@@ -97,7 +97,10 @@ class ClaimsTable(ResultsDirective):
         return (
             [paragraph(*prose(claim["statement"])), paragraph(*prose(claim["source"]), classes=["claim-source"])],
             [paragraph(badge)],
-            [paragraph(*prose(claim["value"]))],
+            [
+                paragraph(*prose(claim["value"])),
+                paragraph(nodes.Text("Rule: "), *prose(claim["rule"]), classes=["claim-rule"]),
+            ],
             [paragraph(self.link(claim["notebook"]))],
         )
 

@@ -13,6 +13,7 @@ from docutils import nodes
 from sphinx.util import logging
 
 MATHJAX = "sphinx-mathjax-offline"
+HEADS = ("h1", "h2", "h3", "h4")
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +72,12 @@ def mend(soup):
         entry["role"] = "listitem"
     for sidebar in soup.select("div.bd-sidebar-primary"):
         sidebar.attrs |= {"role": "region", "aria-label": "Book"}
-    for head in soup.select("article table thead"):
-        if not head.get_text(strip=True):  # Markdown has no table without a head
-            head.decompose()
+    for row in soup.select("article table thead"):
+        if not row.get_text(strip=True):  # Markdown has no table without a head
+            row.decompose()
     for content in soup.select("article table"):
-        caption = content.find("caption") or content.find_previous(["h1", "h2", "h3", "h4"])
+        head = content.find_previous(lambda tag: tag.name in HEADS or "rubric" in tag.get("class", ()))
+        caption = content.find("caption") or head
         box = content.find_parent(class_="pst-scrollable-table-container") or content.wrap(soup.new_tag("div"))
         box["class"] = "scrolling"
         make_scrollable(box, f"Table: {caption.get_text(' ', strip=True).rstrip(' #')}")
