@@ -75,9 +75,10 @@ test: $(VENV)/.test ## every check: units, notebooks, strict build, pages
 portable: $(VENV)/.test ## the tests of numbers, notebooks and pages as on other machines: MACHINES="small old"
 	@$(PY) tests/tools/portable.py $(MACHINES)
 
-lint: $(VENV)/.test ## style of code, notebooks and workflows
+lint: $(VENV)/.test ## style and types of code, style of notebooks and workflows
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 	@if command -v actionlint >/dev/null; then actionlint; else echo "workflows not checked: no actionlint on PATH"; fi
 
 bench: $(VENV)/.test ## each fast route against its slow one: a table and _build/benchmarks.json

@@ -144,7 +144,7 @@ def code_digest(module: str) -> str:
                 waiting += [alias.name for alias in node.names if alias.name.partition(".")[0] == package]
             elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package:
                 within = [f"{node.module}.{alias.name}" for alias in node.names]
-                waiting += [node.module, *(each for each in within if _is_module(each))]
+                waiting += [str(node.module), *(each for each in within if _is_module(each))]
         found[name] = ast.dump(tree)
     return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()
 

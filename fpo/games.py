@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fpo.landscapes import Array, Bell, Landscape
-from fpo.parameters import Parameters, real, whole
+from fpo.parameters import Parameters, Seeds, real, whole
 
 # With an action's coordinate, or another measure of a game's choice, beyond this a run counts as diverged: the games'
 # own scale is about 3.
@@ -34,6 +34,15 @@ def dimensions(default: int) -> Any:
 
 class Settings(Parameters):
     """Base of the games' settings; a game declares the fields, with defaults of its own."""
+
+    if TYPE_CHECKING:  # pydantic would take an annotation for a field
+        seeds: Seeds
+        arms: tuple[str, ...]
+        dimensions: int
+        signal_dimensions: int
+        target: float
+        utility_scale: float
+        utility_sharpness: float
 
     def landscape(self) -> Landscape:
         """The true utility: a bell around t = (target, ..., target, 0, ..., 0), with the signal coordinates first."""

@@ -114,6 +114,8 @@ def objective(y: np.ndarray, w: np.ndarray, config: Config) -> np.ndarray:
     ----------
     y, w : arrays (arms, seeds, d)
         Actions and reward models, arms in the order of `config.arms`.
+    config : Config
+        The settings.
     """
     r, n = np.sum(w * y, axis=-1), np.sum(y * y, axis=-1)
     a, _, b, _ = coefficients(config.arms, n, config)
@@ -205,4 +207,5 @@ def simulate(config: Config, keep: Sequence[int] = (), start: Any = None) -> Res
                 actions[keep.index(t)], reward_models[keep.index(t)] = np.where(alive[..., None], [y, w], np.nan)
             for _ in range(config.inner_steps if t < config.steps else 0):
                 y = y + config.policy_lr * gradient(y, w, config)
-    return Result(config, *record, diverged_at, keep, actions, reward_models, monotonic() - began)
+    u, r, signal, noise = record
+    return Result(config, u, r, signal, noise, diverged_at, keep, actions, reward_models, monotonic() - began)

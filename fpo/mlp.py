@@ -6,6 +6,8 @@ vectors a layer stand for the gradient of a weight matrix, and no second derivat
 """
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import NamedTuple
 
 import torch
@@ -79,7 +81,7 @@ def gradient_norms(factors: Factors) -> torch.Tensor:
     >>> gradient_norms([(torch.tensor([[1.0]]), torch.tensor([[3.0, 4.0]]))])
     tensor([26.])
     """
-    return sum((d * d).sum(-1) * ((a * a).sum(-1) + 1) for d, a in factors)
+    return reduce(add, ((d * d).sum(-1) * ((a * a).sum(-1) + 1) for d, a in factors))
 
 
 def kernel(first: Factors, second: Factors) -> torch.Tensor:
@@ -93,7 +95,7 @@ def kernel(first: Factors, second: Factors) -> torch.Tensor:
     >>> kernel([x], [y])
     tensor([[8.]])
     """
-    return sum((d @ e.mT) * (a @ b.mT + 1) for (d, a), (e, b) in zip(first, second, strict=True))
+    return reduce(add, ((d @ e.mT) * (a @ b.mT + 1) for (d, a), (e, b) in zip(first, second, strict=True)))
 
 
 def reward(layers: Layers, y: torch.Tensor) -> torch.Tensor:
@@ -154,7 +156,8 @@ def gradient_in_closed_form(
     M is a function of the activations a_l and the deltas d_l. Its derivatives in them, one at a time, go up through
     the recursion of the deltas, d_l = (d_(l+1) W_(l+1)) * s_l, and then down through that of the activations.
     """
-    x, s, q = [y], [], []
+    x, s = [y], []
+    q: list[torch.Tensor] = []
     for weight, bias in layers[:-1]:
         z = (x[-1] @ weight.mT).add_(bias[:, None])
         x.append(softplus(z))

@@ -132,21 +132,21 @@ class Config(games.Settings):
 
     @field_validator("buffer_size")
     @classmethod
-    def _holds(cls, value, info: ValidationInfo):
+    def _holds(cls, value: int, info: ValidationInfo) -> int:
         if value < info.data.get("new_samples", value):
             raise ValueError("the new samples do not fit")
         return value
 
     @field_validator("rm_decay")
     @classmethod
-    def _ridge(cls, value, info: ValidationInfo):
+    def _ridge(cls, value: float, info: ValidationInfo) -> float:
         if "exact" in info.data.get("arms", ()) and value + info.data.get("damping", 1.0) < 1e-6:
             raise ValueError("the exact arm's Hessian would be singular")
         return value
 
     @field_validator("device")
     @classmethod
-    def _there(cls, value):
+    def _there(cls, value: str) -> str:
         if value == "cuda" and not torch.cuda.is_available():
             raise ValueError("no such device")
         return value
@@ -437,9 +437,13 @@ class Play:
             values = np.stack(snapshots) if keep else np.empty((0, *diverged_at.shape))
             return np.where(lost.reshape(lost.shape + (1,) * (values.ndim - lost.ndim)), np.nan, values)
 
+        utility, reward, signal, noise = np.stack([self.record[arm] for arm in config.arms], axis=2)
         return Result(
             config,
-            *np.stack([self.record[arm] for arm in config.arms], axis=2),
+            utility,
+            reward,
+            signal,
+            noise,
             diverged_at,
             keep,
             over_time(lambda part: part[0]),
@@ -523,12 +527,21 @@ def simulate(
 
 
 def _play(play: Play, path: Path | None, state: dict[str, Any] | None, save_every: float) -> float:
-    """Play what is left of a game, with checkpoints; returns its seconds over all calls."""
+    """Play what is left of a game, with checkpoints; returns its seconds over all calls.
+
+    Raises
+    ------
+    OSError
+        As `simulate` says.
+    KeyboardInterrupt
+        When the last whole iteration has been saved.
+    """
     steps, first, spent = play.config.outer_steps, state["next"] if state else 0, state["seconds"] if state else 0.0
     started = saved_at = monotonic()
-    saved, reached = first, None
+    saved = first
+    reached: dict[str, Any] | None = None
 
-    def save() -> None:
+    def save(path: Path, reached: dict[str, Any]) -> None:
         # An iteration writes to its own entries of the record, and to all of them: no copy is needed.
         record = {arm: torch.from_numpy(values) for arm, values in play.record.items()}
         try:
@@ -545,10 +558,10 @@ def _play(play: Play, path: Path | None, state: dict[str, Any] | None, save_ever
                 # done is left alone, and this copy of what the last whole iteration left is saved.
                 reached = play.state(t)
                 if t == steps - 1 or monotonic() - saved_at > save_every:
-                    save()
+                    save(path, reached)
                     saved_at, saved = monotonic(), t + 1
     except KeyboardInterrupt:
-        if reached and reached["next"] > saved:
-            save()
+        if path and reached and reached["next"] > saved:
+            save(path, reached)
         raise
     return spent + monotonic() - started if first < steps else spent

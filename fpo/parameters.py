@@ -5,7 +5,7 @@ import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -86,7 +86,13 @@ def real(default: float, low: float, high: float, meaning: str) -> Any:
 
 
 def as_tuple(value: Any) -> Any:
-    """A list, tuple or range as a tuple; refuses what has no order, is no list, or is longer than `LONGEST`."""
+    """A list, tuple or range as a tuple.
+
+    Raises
+    ------
+    ValueError
+        For what has no order, is no list, or is longer than `LONGEST`.
+    """
     # A set has no order and a string is a sequence of letters: neither is what its writer meant.
     if not isinstance(value, list | tuple | range):
         raise ValueError("not a list")
@@ -192,7 +198,7 @@ class Parameters(BaseModel):
         if faulty := [*dict.fromkeys(faulty), *(name for name in values if name not in known)]:
             raise ParameterError(_message(type(self), faulty, values))
 
-    def replace(self, /, **changes: Any) -> "Parameters":
+    def replace(self, /, **changes: Any) -> Self:
         """A validated copy with some values changed."""
         return type(self)(**{**dict(self), **changes})
 

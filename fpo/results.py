@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fpo.claims import Claim, Text, judge  # noqa: F401
 from fpo.files import save_json
-from fpo.parameters import Parameters, brief
+from fpo.parameters import NotebookParameters, brief
 
 
 class ResultFile(BaseModel):
@@ -113,13 +113,14 @@ def plain(value: Any, digits: Mapping[str, int] = MappingProxyType({}), path: st
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating):
-        if not np.isfinite(value):
+        number = float(value)
+        if not np.isfinite(number):
             return None
         decimals = decimals_at(path, digits)
-        if decimals is None and abs(value) < 1e-3:
-            return float(f"{value:.3g}") + 0.0
+        if decimals is None and abs(number) < 1e-3:
+            return float(f"{number:.3g}") + 0.0
         # 0.0 is added so that a rounded -0.0 does not depend on the machine.
-        return round(float(value), 6 if decimals is None else decimals) + 0.0
+        return round(number, 6 if decimals is None else decimals) + 0.0
     return value
 
 
@@ -136,7 +137,7 @@ def bound(error: float, limit: float) -> float:
 
 def write(
     notebook: str,
-    parameters: Parameters,
+    parameters: NotebookParameters,
     results: Mapping[str, Any],
     claims: Iterable[Claim],
     packages: Iterable[str] = ("fpo", "numpy"),

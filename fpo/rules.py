@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 # Torch takes seconds to load, and who asks for a rule's name or weight has no need of it.
 if TYPE_CHECKING:
@@ -63,6 +63,19 @@ class Candidates:
     log_ratio: torch.Tensor | None = None
     uniform: torch.Tensor | None = None
 
+    def given(self, what: Input) -> Any:
+        """What a rule reads beside rewards, features and utilities.
+
+        Raises
+        ------
+        ValueError
+            If these candidates do not have it.
+        """
+        value = getattr(self, what)
+        if value is None:
+            raise ValueError(f"the rule reads {what}, which these candidates were not given")
+        return value
+
     def margins(self) -> torch.Tensor:
         """r_z - r_ref, (..., n)."""
         return self.rewards - self.reference.reward[..., None]
@@ -99,7 +112,7 @@ def exact(seen: Candidates) -> torch.Tensor:
     reference = seen.reference.features[..., None, :]
     losses = steering.bt_loss_gradients(seen.margins(), seen.preferences(), seen.features, reference)
     # H is symmetric: one solve for g_bar serves every candidate.
-    return -(losses @ seen.solve(seen.mean_gradient[None])[0])
+    return -(losses @ seen.given("solve")(seen.given("mean_gradient")[None])[0])
 
 
 def overconfidence(seen: Candidates) -> torch.Tensor:
@@ -110,12 +123,13 @@ def overconfidence(seen: Candidates) -> torch.Tensor:
 def leverage(seen: Candidates) -> torch.Tensor:
     """R = -<g_z, H^-1 (g_z - g_ref)>, (..., n): the practical form in the metric of H^-1."""
     differences = seen.features - seen.reference.features[..., None, :]
-    return -(seen.features * seen.solve(differences.flatten(0, -2)).view_as(differences)).sum(-1)
+    solved = seen.given("solve")(differences.flatten(0, -2)).view_as(differences)
+    return -(seen.features * solved).sum(-1)
 
 
 def kl(seen: Candidates) -> torch.Tensor:
     """R = -(log pi(z) - log pi_base(z)), (..., n): best-of-n under a KL penalty, one sample's estimate of it each."""
-    return -seen.log_ratio
+    return -seen.given("log_ratio")
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,7 @@ RULES = MappingProxyType(
             Rule("overconfidence", overconfidence, 10.0, ("labels",)),
             Rule("leverage", leverage, 0.01, ("solve",)),
             Rule("kl", kl, 0.1, ("log_ratio",)),
-            Rule("random", reads=("uniform",), score=lambda seen: seen.uniform),
+            Rule("random", reads=("uniform",), score=lambda seen: seen.given("uniform")),
             Rule("best-of-u", reads=("labels",), score=lambda seen: seen.utilities),
         )
     }
@@ -214,9 +228,6 @@ def choose(name: str, candidates: Candidates, gamma: float | None = None) -> Cho
     if name not in RULES:
         raise ValueError(f"rule = {name!r}: must be one of {', '.join(RULES)}")
     rule = RULES[name]
-    lacking = sorted(what for what in rule.reads if what != "labels" and getattr(candidates, what) is None)
-    if lacking:
-        raise ValueError(f"rule = {name!r} reads {', '.join(lacking)}, which these candidates were not given")
     penalty = rule.penalty(candidates)
     if rule.score:
         scores = rule.score(candidates)

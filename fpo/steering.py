@@ -145,10 +145,10 @@ def cg_solver(product: Solve, damping: float = 0.0, tolerance: float = 1e-12, li
         rows = v.reshape(-1, v.shape[-1])
 
         def times(x: np.ndarray) -> np.ndarray:
-            x = torch.from_numpy(np.array(x, copy=True)).to(rows)
-            y = product(x) + damping * x
-            if bool(x.any()) and not float(x @ y) > 0:
-                _refuse(f"the Hessian is not positive definite (a direction has curvature {float(x @ y):.1e})")
+            v = torch.from_numpy(np.array(x, copy=True)).to(rows)
+            y = product(v) + damping * v
+            if bool(v.any()) and not float(v @ y) > 0:
+                _refuse(f"the Hessian is not positive definite (a direction has curvature {float(v @ y):.1e})")
             return y.detach().cpu().numpy()
 
         p = rows.shape[-1]
