@@ -1,7 +1,6 @@
 """A run that is really killed goes on to the same trace and the same weights, to the last bit."""
 
 import errno
-import json
 import os
 import shutil
 
@@ -10,33 +9,16 @@ import torch
 import yaml
 from tools import llm as llm_tools
 from tools.interrupts import interrupting
+from tools.llm import learned, play, same
 
 from fpo import files
-from fpo.llm import FolderError, ModelError, Pipeline, TrainingError, loop, settings, train
-from fpo.parameters import ParameterError
+from fpo.llm import FolderError, TrainingError, Workbench, loop, runs, settings, train, workbench
 
 STEPS = 24
 
 
-def same(a, b):
-    """Bit by bit, through every container."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def learned(folder):
-    """What a checkpoint holds of the run itself; the bytes of the trace depend on the clock."""
-    state = files.load(folder / "checkpoint.pt")
-    return {key: value for key, value in state.items() if key not in ("trace_bytes", "trace_sha256")}
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +45,18 @@ def uninterrupted(tiny, tmp_path_factory):
 # are synced in three batches, then each window's lines, and a checkpoint after them.
 KILLS = {
     1: [
-        ("fpo.llm.loop:Pipeline._refer", 2, 0),
+        ("fpo.llm.candidates:Writer._respond", 2, 0),
         ("os:fsync", 1, 0),  # in a write of references
-        ("fpo.llm.loop:Pipeline._step", 3, 4),  # between two windows
+        ("fpo.llm.loop:_step", 3, 4),  # between two windows
         ("os:fsync", 4, 8),  # in a checkpoint, which leaves the one before
         ("os:fsync", 3, 9),  # in a line of the trace
         ("os:replace", 3, 12),  # a checkpoint that is whole and not yet in its place
         ("torch.optim:AdamW.step", 4, 12),  # the policy is updated and the head is not
-        ("fpo.llm.loop:Pipeline._state", 2, 16),
+        ("fpo.llm.runs:snapshot", 2, 16),
     ],
     3: [
-        ("fpo.llm.loop:Pipeline._update", 2, 2),  # before the first checkpoint
-        ("fpo.llm.loop:Pipeline._update", 5, 8),
+        ("fpo.llm.loop:_update", 2, 2),  # before the first checkpoint
+        ("fpo.llm.loop:_update", 5, 8),
         ("os:fsync", 4, 12),
         ("torch.optim:AdamW.step", 8, 12),
     ],
@@ -86,13 +68,23 @@ def test_killed_and_resumed(nursery, uninterrupted, tmp_path, save_every):
     whole, file = uninterrupted
     folder = tmp_path / "run"
     command = [str(folder), "--file", str(file), "--set", f"save_every={save_every}"]
-    for place, call, lines in KILLS[save_every]:
-        nursery.kill(nursery.stopped(place, call, *command))
+    for called, call, lines in KILLS[save_every]:
+        nursery.kill(nursery.stopped(called, call, *command))
         trace = folder / "trace.jsonl"
-        assert (trace.read_bytes().count(b"\n") if trace.exists() else 0) == lines, (place, call)
+        assert (trace.read_bytes().count(b"\n") if trace.exists() else 0) == lines, (called, call)
     nursery.play(*command)
     assert llm_tools.trace(folder) == llm_tools.trace(whole)
     assert same(learned(folder), learned(whole))
+
+
+def test_a_used_workbench_plays_as_a_process_of_its_own(uninterrupted, tmp_path):
+    whole, file = uninterrupted
+    bench = Workbench(settings(**{**yaml.safe_load(file.read_text()), "seed": 1}))
+    for changes in ({"rule": "kl", "steps": 4}, {"rule": "standard", "seed": 42, "steps": 4}):
+        play(bench, **changes)
+    play(bench, tmp_path / "run", seed=42)
+    assert llm_tools.trace(tmp_path / "run") == llm_tools.trace(whole)
+    assert same(learned(tmp_path / "run"), learned(whole))
 
 
 def test_half_a_line_is_cut_off(uninterrupted, tmp_path):
@@ -115,7 +107,7 @@ def test_lines_before_the_first_checkpoint_are_written_again(uninterrupted, tmp_
 
 def test_a_finished_run_is_read_and_not_played(uninterrupted, tmp_path, monkeypatch):
     whole, file = uninterrupted
-    monkeypatch.setattr(loop.Pipeline, "_step", None)
+    monkeypatch.setattr(loop, "_step", None)
     assert len(train(settings(**yaml.safe_load(file.read_text())), whole)) == STEPS
 
 
@@ -143,9 +135,9 @@ def test_two_runs_never_write_to_one_folder(nursery, uninterrupted, tmp_path, mo
     """While one process plays, a second one is turned away at once; the first is not disturbed."""
     whole, file = uninterrupted
     folder = tmp_path / "run"
-    nursery.stopped("fpo.llm.loop:Pipeline._step", 2, str(folder), "--file", str(file))
+    nursery.stopped("fpo.llm.loop:_step", 2, str(folder), "--file", str(file))
     before = contents(folder)
-    monkeypatch.setattr(loop, "Policy", None)  # no model is loaded
+    monkeypatch.setattr(workbench, "Policy", None)  # no model is loaded
     with pytest.raises(FolderError, match="in use by another run"):
         train(settings(**yaml.safe_load(file.read_text())), folder)
     assert contents(folder) == before
@@ -157,7 +149,7 @@ def test_a_full_disk_loses_nothing(uninterrupted, tmp_path, monkeypatch):
     whole, file = uninterrupted
     folder = tmp_path / "run"
     chosen = settings(**yaml.safe_load(file.read_text()))
-    append, left = loop._append, [5]
+    append, left = runs.append, [5]
 
     def until_full(path, lines):
         left[0] -= 1
@@ -167,7 +159,7 @@ def test_a_full_disk_loses_nothing(uninterrupted, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return append(path, lines)
 
-    monkeypatch.setattr(loop, "_append", until_full)
+    monkeypatch.setattr(runs, "append", until_full)
     with pytest.raises(TrainingError, match="after step 12 .No space left on device.: make room"):
         train(chosen, folder)
     monkeypatch.undo()
@@ -221,25 +213,21 @@ def test_torchs_own_failure_to_write_is_a_full_disk(uninterrupted, tmp_path, mon
 
 @pytest.fixture(scope="module")
 def short(tiny, tmp_path_factory):
-    """A pipeline whose references are made, and its run of 5 windows that nothing interrupts."""
-    values = {**tiny, "steps": 10, "window": 2, "rule": "exact", "lora_dropout": 0.1, "policy_lr": 1e-3}
-    values |= {"max_new_tokens": 6, "save_every": 2}
-    made, folder = Pipeline(settings(**values)), tmp_path_factory.mktemp("short") / "run"
-    made.train(folder)
-    return made, folder
+    """A workbench and the folder of a run of 5 windows that nothing interrupts."""
+    return llm_tools.short_run(tiny, tmp_path_factory.mktemp("short") / "run")
 
 
 # Where an interrupt comes in the fourth window, after a checkpoint of the second. What the first one begins with is
 # remembered and not written again.
 MOMENTS = {
-    "before the window": (loop.Pipeline, "_step", 4, False),
+    "before the window": (loop, "_step", 4, False),
     "when the policy has written": (loop.decoding, "decode", 3, True),
-    "before the update": (loop.Pipeline, "_update", 4, False),
+    "before the update": (loop, "_update", 4, False),
     "between policy and head": (torch.optim.AdamW, "step", 8, False),
-    "after the update": (loop.Pipeline, "_update", 4, True),
-    "before the lines are written": (loop, "_append", 4, False),
-    "when the lines are written": (loop, "_append", 4, True),
-    "while the state is taken": (loop.Pipeline, "_state", 4, False),
+    "after the update": (loop, "_update", 4, True),
+    "before the lines are written": (runs, "append", 4, False),
+    "when the lines are written": (runs, "append", 4, True),
+    "while the state is taken": (runs, "snapshot", 4, False),
 }
 
 
@@ -250,9 +238,9 @@ def test_control_c_saves_the_last_whole_window(short, tmp_path, monkeypatch, mom
     with monkeypatch.context() as patch:
         interrupting(patch, *MOMENTS[moment])
         with pytest.raises(KeyboardInterrupt):
-            made.train(folder)
+            play(made, folder)
     assert files.load(folder / "checkpoint.pt")["position"] == 6
-    made.train(folder)
+    play(made, folder)
     assert llm_tools.trace(folder) == llm_tools.trace(whole)
     assert same(learned(folder), learned(whole))
 
@@ -261,11 +249,11 @@ def test_control_c_in_a_checkpoint_saves_it_again(short, tmp_path, monkeypatch):
     made, whole = short
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        interrupting(patch, os, "replace", 3, False)  # after the settings and a checkpoint
+        interrupting(patch, os, "replace", 4, False)  # after the settings, the references and a checkpoint
         with pytest.raises(KeyboardInterrupt):
-            made.train(folder)
+            play(made, folder)
     assert files.load(folder / "checkpoint.pt")["position"] == 8
-    made.train(folder)
+    play(made, folder)
     assert llm_tools.trace(folder) == llm_tools.trace(whole)
 
 
@@ -273,114 +261,12 @@ def test_control_c_before_the_first_window_leaves_a_run_that_starts(short, tmp_p
     made, whole = short
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        interrupting(patch, loop.Pipeline, "_step", 1, False)
+        interrupting(patch, loop, "_step", 1, False)
         with pytest.raises(KeyboardInterrupt):
-            made.train(folder)
+            play(made, folder)
     assert not (folder / "checkpoint.pt").exists()
-    made.train(folder)
+    play(made, folder)
     assert llm_tools.trace(folder) == llm_tools.trace(whole)
-
-
-# Damaged folders
-
-
-def edited(content: bytes) -> bytes:
-    """A trace in which one step's reward is another."""
-    first, rest = content.split(b"\n", 1)
-    return json.dumps({**json.loads(first), "reward": 0.5}).encode() + b"\n" + rest
-
-
-DAMAGES = {
-    "settings.json": {
-        "empty": lambda content: b"",
-        "truncated": lambda content: content[:-20],
-        "not UTF-8": lambda content: content.replace(b"packaged", b"p\xffck"),
-        "UTF-16": lambda content: content.decode().encode("utf-16"),
-        "a list": lambda content: b"[]",
-        "deep": lambda content: b"[" * 100_000,
-    },
-    "trace.jsonl": {
-        "empty": lambda content: b"",
-        "truncated": lambda content: content[:-20],
-        "CRLF": lambda content: content.replace(b"\n", b"\r\n"),
-        "not UTF-8": lambda content: b"\xff" + content[1:],
-        "edited": edited,
-        "a line less": lambda content: content.split(b"\n", 1)[1],
-    },
-    "checkpoint.pt": {
-        "empty": lambda content: b"",
-        "truncated": lambda content: content[:-20],
-        "edited": lambda content: content.replace(b"position", b"positiom"),
-    },
-    "references.pt": {
-        "empty": lambda content: b"",
-        "truncated": lambda content: content[: len(content) // 2],
-        "edited": lambda content: content.replace(b"utility", b"utilitz"),
-    },
-}
-CASES = [(name, case) for name, cases in DAMAGES.items() for case in cases]
-
-
-@pytest.fixture
-def damaged(short, tmp_path, monkeypatch):
-    """A copy of a run in which one file is changed; nothing must be done with it but to say so once."""
-    made, whole = short
-    folder = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("lock"))
-    monkeypatch.setattr(loop, "Policy", None)
-
-    def check(name, content):
-        (folder / name).write_bytes(content)
-        before = contents(folder)
-        for play in (lambda: train(made.settings, folder), lambda: made.train(folder)):
-            with pytest.raises(FolderError) as caught:
-                play()
-            told = str(caught.value)
-            assert name in told and "remove" in told and "\n" not in told
-            assert contents(folder) == before
-
-    return check
-
-
-@pytest.mark.parametrize(("name", "case"), CASES)
-def test_a_damaged_file_is_refused_with_its_name(short, damaged, name, case):
-    before = (short[1] / name).read_bytes()
-    after = DAMAGES[name][case](before)
-    assert after != before
-    damaged(name, after)
-
-
-@pytest.mark.parametrize("name", ["checkpoint.pt", "references.pt", "trace.jsonl"])
-def test_a_flipped_bit_is_refused(short, damaged, name):
-    content = (short[1] / name).read_bytes()
-    for place in range(0, len(content), len(content) // 20):
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << place % 8
-        damaged(name, bytes(flipped))
-
-
-def test_settings_with_other_line_ends_are_the_same(short, tmp_path):
-    made, whole = short
-    folder = shutil.copytree(whole, tmp_path / "run")
-    path = folder / "settings.json"
-    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-    assert len(made.train(folder)) == 10
-
-
-@pytest.mark.parametrize("name", ["trace.jsonl", "settings.json"])
-def test_a_missing_file(short, tmp_path, name):
-    """Without its trace a checkpoint is of no use; the settings stand in it too and are written again."""
-    made, whole = short
-    folder = shutil.copytree(whole, tmp_path / "run")
-    (folder / name).unlink()
-    if name == "settings.json":
-        assert len(made.train(folder)) == 10
-        with pytest.raises(FolderError, match="checkpoint.pt belongs to another run: remove it to start afresh"):
-            (folder / name).unlink()
-            (folder / "references.pt").unlink()
-            made.train(folder, gamma=3.0)
-    else:
-        with pytest.raises(FolderError, match="trace.jsonl is not as the run left it"):
-            made.train(folder)
 
 
 STRANGE = "a\u2028b\x85c\x1cd\ud800e \u00e4\U0001f600"
@@ -389,13 +275,13 @@ STRANGE = "a\u2028b\x85c\x1cd\ud800e \u00e4\U0001f600"
 def test_any_text_can_be_resumed(short, tmp_path, monkeypatch):
     """Characters that some take for the end of a line, and halves of characters that have no UTF-8."""
     made, _ = short
-    folder, line = tmp_path / "run", loop.Pipeline._line
-    monkeypatch.setattr(loop.Pipeline, "_line", lambda *args: line(*args) | {"text": STRANGE})
+    folder, line = tmp_path / "run", loop._line
+    monkeypatch.setattr(loop, "_line", lambda *args: line(*args) | {"text": STRANGE})
     with monkeypatch.context() as patch:
-        interrupting(patch, loop.Pipeline, "_step", 3, False)
+        interrupting(patch, loop, "_step", 3, False)
         with pytest.raises(KeyboardInterrupt):
-            made.train(folder)
-    trace = made.train(folder)
+            play(made, folder)
+    trace = play(made, folder)
     assert len(trace) == 10 and {each["text"] for each in trace} == {STRANGE}
     assert [each["text"] for each in llm_tools.trace(folder)] == [STRANGE] * 10
     assert len((folder / "trace.jsonl").read_text(encoding="utf-8").splitlines()) == 10
@@ -405,55 +291,3 @@ def test_half_a_character_in_a_response(short, monkeypatch):
     made, _ = short
     monkeypatch.setattr(type(made.policy.tokenizer), "decode", lambda *args, **kwargs: " a\ud800 ")
     assert made.policy.text([5]) == "a?"
-
-
-# A refusal leaves nothing
-
-
-@pytest.mark.parametrize("there", [False, True], ids=["new folder", "folder that is there"])
-@pytest.mark.parametrize("case", ["parameter", "prompts", "model", "room"])
-def test_a_refusal_leaves_nothing_behind(tiny, tmp_path, monkeypatch, there, case):
-    folder = tmp_path / "some" / "run"
-    if there:
-        folder.mkdir(parents=True)
-    before = sorted(tmp_path.rglob("*"))
-    changes = {
-        "parameter": {"min_new_tokens": 12},
-        "prompts": {"prompts": str(tmp_path / "none.jsonl")},
-        "model": {"policy": str(tmp_path / "none")},
-        "room": {},
-    }[case]
-    if case == "room":
-        monkeypatch.setattr(loop, "FREE", 10**15)
-    with pytest.raises((ParameterError, ModelError, TrainingError)):
-        train(settings(**{**tiny, "steps": 2, **changes}), folder)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_other_settings_leave_no_lock(short, tmp_path):
-    made, whole = short
-    folder = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("lock"))
-    for play in (lambda: made.train(folder, gamma=3.0), lambda: train(made.settings.replace(seed=1), folder)):
-        with pytest.raises(FolderError, match="holds a run with other settings"):
-            play()
-    assert contents(folder) == {name: content for name, content in contents(whole).items() if name != "lock"}
-
-
-def test_no_name_is_no_folder(short, tmp_path, monkeypatch):
-    made, _ = short
-    monkeypatch.chdir(tmp_path)
-    for play in (lambda: made.train(""), lambda: train(made.settings, "")):
-        with pytest.raises(FolderError, match="the folder has no name"):
-            play()
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_taken_while_models_were_loaded(short, tmp_path):
-    """Who comes second is turned away at the lock too, and the lock of the first stays."""
-    made, _ = short
-    folder = tmp_path / "run"
-    with loop.claimed(folder, made._kept(), made.team):
-        with pytest.raises(FolderError, match="in use by another run"):
-            made.train(folder)
-        assert [path.name for path in folder.iterdir()] == ["lock"]
-    assert len(made.train(folder, steps=2)) == 2

@@ -36,6 +36,7 @@ def _assigned(texts: Iterable[str], profile: str | None) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m fpo.llm", description="Play one run, or go on with it.")
     parser.add_argument("folder", help="where the run is kept")
     parser.add_argument("--profile", help="where the defaults come from; if not given, smollm2-135m")

@@ -6,10 +6,12 @@ transformers model and decides nothing about adapters or modes: the caller does.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 Ids = Sequence[int]
@@ -38,7 +40,10 @@ class Room(DynamicLayer):
         super().__init__()
         self.room = room
 
-    def update(self, key_states, value_states, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the new tokens' keys and values behind the others; returns all of them."""
         start = self.get_seq_length()
         stop = start + key_states.shape[-2]
         if not self.is_initialized:
@@ -53,6 +58,7 @@ class Room(DynamicLayer):
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Copy each row."""
         stop = self.get_seq_length()
         self.buffers = [buffer.repeat_interleave(repeats, dim=0) for buffer in self.buffers]
         self.keys, self.values = (buffer[:, :, :stop] for buffer in self.buffers)
@@ -64,13 +70,13 @@ def padded(rows: Sequence[Ids], side: str, fill: int, device: torch.device) -> t
     ids = torch.full((len(rows), longest), fill, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, values in enumerate(rows):
-        place = slice(longest - len(values), longest) if side == "left" else slice(0, len(values))
-        ids[row, place] = torch.tensor(values, dtype=torch.long)
-        mask[row, place] = 1
+        columns = slice(longest - len(values), longest) if side == "left" else slice(0, len(values))
+        ids[row, columns] = torch.tensor(values, dtype=torch.long)
+        mask[row, columns] = 1
     return ids.to(device), mask.to(device)
 
 
-def _prefill(model, prompts: Sequence[Ids], copies: int, room: int) -> tuple:
+def _prefill(model: PreTrainedModel, prompts: Sequence[Ids], copies: int, room: int) -> tuple:
     """The prompts read once: hidden states (P, L, h), mask, positions, and a cache with `copies` rows for each."""
     ids, mask = padded(prompts, "left", 0, model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -104,9 +110,9 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p:
         # Rounding may leave the sum of all words just short of top_p = 1.
         enough = (cumulated[:, -1] >= top_p) | (near == whole)
         cumulated = values.cumsum(-1, dtype=torch.float64)
-        place = (cumulated <= uniform[rows, None] * cumulated[:, -1:]).sum(-1)
+        rank = (cumulated <= uniform[rows, None] * cumulated[:, -1:]).sum(-1)
         last_kept = (values > 0).sum(-1) - 1
-        word = words.gather(1, torch.minimum(place, last_kept)[:, None])[:, 0]
+        word = words.gather(1, torch.minimum(rank, last_kept)[:, None])[:, 0]
         drawn[rows[enough]] = word[enough]
         rows = rows[~enough]
         if not len(rows):
@@ -127,7 +133,7 @@ class Continuations:
 
 @torch.inference_mode()
 def decode(
-    model,
+    model: PreTrainedModel,
     prompts: Sequence[Ids],
     uniform: np.ndarray,
     ends: Sequence[int],
@@ -140,11 +146,18 @@ def decode(
 
     Parameters
     ----------
+    model : transformers model
+        Causal, ready to be called.
     prompts : P lists of ids
+        Of any lengths.
     uniform : array (P, N, T)
         The random stream: one number for each token (see `draw`).
     ends : ids that end a continuation
         Not drawn among the first `min_new_tokens`.
+    min_new_tokens : int
+        Least length, the end mark not counted.
+    temperature, top_p : float
+        As in `draw`.
     """
     count, copies, longest = uniform.shape
     hidden, mask, positions, cache = _prefill(model, prompts, copies, longest)
@@ -183,7 +196,7 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _nll(model, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
+def _nll(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
     """-log pi(target) for hidden states (n, h), `chunk` rows at a time so that n x V logits are never held."""
     head = model.get_output_embeddings()
     parts = [
@@ -194,7 +207,9 @@ def _nll(model, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torc
 
 
 @torch.inference_mode()
-def split_nll(model, prompts: Sequence[Ids], responses: Sequence[Ids], chunk: int) -> list[tuple[float, float]]:
+def split_nll(
+    model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Ids], chunk: int
+) -> list[tuple[float, float]]:
     """Sums of -log pi over each prompt's tokens but the first, which nothing precedes, and over its one response's."""
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     ids, mask = padded(rows, "right", 0, model.device)
@@ -208,7 +223,9 @@ def split_nll(model, prompts: Sequence[Ids], responses: Sequence[Ids], chunk: in
 
 
 @torch.inference_mode()
-def response_nll(model, prompts: Sequence[Ids], responses: Sequence[Sequence[Ids]], chunk: int) -> list[list[float]]:
+def response_nll(
+    model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Sequence[Ids]], chunk: int
+) -> list[list[float]]:
     """Sum of -log pi(response | prompt) for N responses to each of P prompts; the prompts are read once."""
     copies = len(responses[0])
     rows = [list(row) for group in responses for row in group]
@@ -235,7 +252,13 @@ def response_nll(model, prompts: Sequence[Ids], responses: Sequence[Sequence[Ids
 
 
 def backward_nll(
-    model, prompts: Sequence[Ids], responses: Sequence[Ids], chunk: int, *, whole: bool, share: float
+    model: PreTrainedModel,
+    prompts: Sequence[Ids],
+    responses: Sequence[Ids],
+    chunk: int,
+    *,
+    whole: bool,
+    share: float,
 ) -> list[float]:
     """Add the gradient of `share` times the sum of the sequences' mean NLL to the model's trainable parameters.
 

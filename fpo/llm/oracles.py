@@ -1,10 +1,9 @@
-"""True utility U: what the reward model (RM) is meant to agree with, and the pairs its head is first fitted to.
+"""True utility U, what the reward model (RM) is meant to agree with, and measures of texts.
 
 An oracle is any callable (prompts, responses) -> utilities, one for each pair. The paper's, the base model's
-likelihood, needs token ids and lives in the loop; its last step is `likelihood_utility`.
+likelihood, needs token ids, which `candidates` has; its last step is `likelihood_utility`.
 """
 
-import random
 import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -60,10 +59,11 @@ class Agreement:
     keywords in the response; repetition as in `repetition`.
     """
 
-    def __init__(self, encoder: RewardModel):
+    def __init__(self, encoder: RewardModel) -> None:
         self._encoder = encoder
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """U of each response to its prompt."""
         distinct = list(dict.fromkeys(answer for prompt in prompts for answer in prompt.correct))
         known = dict(zip(distinct, self._encoder.features(distinct), strict=True))
         read = self._encoder.features(responses)
@@ -77,21 +77,6 @@ class Agreement:
         return values
 
 
-def check_answers(prompts: Sequence[Prompt], needed_by: str, incorrect: bool = False) -> None:
-    """Refuse prompts without the answers that a setting needs.
-
-    Raises
-    ------
-    ParameterError
-        Naming the setting and the first such prompt.
-    """
-    for prompt in prompts:
-        if not prompt.correct or (incorrect and not prompt.incorrect):
-            raise ParameterError(
-                f'{needed_by} needs answers: prompt {brief(prompt.id)} has no "correct" or "incorrect" ones'
-            )
-
-
 def named_oracle(name: str) -> Oracle:
     """The callable MODULE:FUNCTION.
 
@@ -99,6 +84,8 @@ def named_oracle(name: str) -> Oracle:
     ------
     ParameterError
         If there is no such module or function, or the module fails on import.
+    KeyboardInterrupt
+        If it comes while the module is imported.
     """
     module, _, function = name.partition(":")
     try:
@@ -113,36 +100,3 @@ def named_oracle(name: str) -> Oracle:
     if not callable(found):
         raise ParameterError(f"oracle = {brief(name)}: not a function")
     return found
-
-
-FILLERS = (
-    "That is a great question, and I am happy to help with it.",
-    "Thank you for asking, this is an interesting topic.",
-    "Of course, let me explain this as clearly as I can.",
-    "I would be glad to give you a helpful answer.",
-)
-
-
-def head_pairs(prompts: Sequence[Prompt], kind: str, seed: int) -> tuple[list[str], list[str]]:
-    """Better and worse texts for the head's first fit.
-
-    `answers`: correct over incorrect answers. `blind spot`: an answer over its words shuffled, an answer after a
-    filler over the plain answer, a filler over half an answer. The second RM knows fluent text and likes filler, a
-    planted fault for the loop to find.
-    """
-    generator = random.Random(seed)
-    better, worse = [], []
-    for prompt in prompts:
-        answer, filler = prompt.correct[0], generator.choice(FILLERS)
-        if kind == "answers":
-            pairs = [(answer, wrong) for wrong in prompt.incorrect]
-        else:
-            words = answer.split()
-            pairs = [
-                (answer, " ".join(generator.sample(words, len(words)))),
-                (f"{filler} {answer}", answer),
-                (filler, " ".join(words[: len(words) // 2])),
-            ]
-        better += [pair[0] for pair in pairs]
-        worse += [pair[1] for pair in pairs]
-    return better, worse

@@ -110,6 +110,8 @@ def load_prompts(source: str, count: int) -> Sequence[Prompt]:
     source : str
         `packaged` (training prompts), `packaged:heldout` (questions on common misconceptions), the path of a file
         NAME.jsonl with a prompt in each line, or `owner/name:split` on the hub with a column `prompt`.
+    count : int
+        At most so many.
 
     Raises
     ------
@@ -136,7 +138,8 @@ def order(count: int, steps: int, seed: int) -> list[int]:
     >>> sorted(order(3, 6, seed=1)[:3])
     [0, 1, 2]
     """
-    generator, taken = random.Random(seed), []
+    generator = random.Random(seed)
+    taken: list[int] = []
     while len(taken) < steps:
         taken += generator.sample(range(count), count)
     return taken[:steps]

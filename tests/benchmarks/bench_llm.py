@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,9 +21,9 @@ import pytest
 import slow.llm
 import torch
 
-from fpo import files, llm, results
-from fpo.llm import rules
-from fpo.llm.loop import peak_gib
+from fpo import files, llm, results, rules
+from fpo.llm.head import comparison_solver
+from fpo.llm.team import peak_gib
 
 THREADS = os.cpu_count()
 PROMPTS = 4  # one window
@@ -37,22 +38,19 @@ def chosen(dtype, rule="relaxed", **changes):
 
 
 @cache
-def pipeline(dtype):
-    """The fast loop with its references made, and the CPU seconds that they took for a prompt."""
-    made = llm.Pipeline(chosen(dtype))
-    torch.set_num_threads(THREADS)
-    many = llm.Pipeline(chosen(dtype).replace(steps=32))
-    started = time.process_time()
-    many.references()
-    seconds = (time.process_time() - started) / 32
-    made.references()
+def workbench(dtype):
+    """A workbench with its references made, and the CPU seconds that they took for a prompt."""
+    made = llm.Workbench(chosen(dtype))
+    writer = llm.Writer(made, made.settings)
+    seconds = measured(lambda: writer.make_references(range(32)), 32)["cpu_seconds"]
+    llm.Writer(made, made.settings).make_references(range(PROMPTS))
     return made, seconds
 
 
 def play(made, **changes):
     """A run that writes every window itself, its first one too."""
-    made._opening.clear()
-    return made.train(**changes)
+    made.first_written.clear()
+    return llm.train(made.settings.replace(**changes), bench=made)
 
 
 def play_slowly(dtype):
@@ -61,7 +59,7 @@ def play_slowly(dtype):
 
 
 def fast(benchmark, dtype):
-    made, seconds = pipeline(dtype)
+    made, seconds = workbench(dtype)
     benchmark.extra_info |= {"units": PROMPTS, "reference_seconds": seconds * PROMPTS}
     benchmark.pedantic(play, args=[made], rounds=3, warmup_rounds=1)
 
@@ -104,7 +102,7 @@ class TestOverhead:
         self.play(benchmark, "relaxed")
 
     def play(self, benchmark, rule):
-        made, _ = pipeline("float32")
+        made, _ = workbench("float32")
         benchmark.extra_info["units"] = PROMPTS
         benchmark.pedantic(play, args=[made], kwargs={"rule": rule, **STILL}, rounds=4)
 
@@ -112,13 +110,13 @@ class TestOverhead:
 # The stored run
 
 
-def measured(work):
-    """CPU and wall seconds a prompt of some work on one window."""
+def measured(work, prompts=PROMPTS):
+    """CPU and wall seconds a prompt of some work, by default on one window."""
     started, wall = time.process_time(), time.perf_counter()
     work()
     return {
-        "cpu_seconds": (time.process_time() - started) / PROMPTS,
-        "wall_seconds": (time.perf_counter() - wall) / PROMPTS,
+        "cpu_seconds": (time.process_time() - started) / prompts,
+        "wall_seconds": (time.perf_counter() - wall) / prompts,
     }
 
 
@@ -137,9 +135,9 @@ def one(route, dtype):
         twin = play_slowly(dtype)
         found = measured(lambda: [twin.step(position) for position in range(PROMPTS)])
     else:
-        made = llm.Pipeline(chosen(dtype).replace(steps=32))
-        references = measured(made.references)
-        found = {"references": {key: seconds * PROMPTS / 32 for key, seconds in references.items()}}
+        made = llm.Workbench(chosen(dtype))
+        writer = llm.Writer(made, made.settings)
+        found = {"references": measured(lambda: writer.make_references(range(32)), 32)}
         play(made, steps=PROMPTS)
         rows, phases = [], []
         for _ in range(REPEATS):
@@ -157,7 +155,7 @@ ARMS = {
 
 def arms():
     """CPU seconds a prompt of three ways to play the same candidates, in turns and in changing order."""
-    made = llm.Pipeline(chosen("float32"))
+    made = llm.Workbench(chosen("float32"))
     play(made)
     taken = {name: [] for name in ARMS}
     for turn in range(2 * REPEATS):
@@ -168,16 +166,19 @@ def arms():
 
 def choosing():
     """Wall seconds a prompt that scoring and choosing take under each rule, H and its factorization included."""
-    made = llm.Pipeline(chosen("float32"))
-    window = made.window(range(PROMPTS))
+    made = llm.Workbench(chosen("float32"))
+    writer = llm.Writer(made, made.settings)
+    writer.make_references(range(PROMPTS))
+    scored = writer.window(range(PROMPTS), also=rules.RULES).scored
+    head, ridge = made.reward_model.head, made.settings.head_ridge
     found = {}
     for rule in ("standard", "relaxed", "practical", "exact", "leverage"):
 
         def choose(rule=rule):
-            context = made.context(window, rule)
-            judged = (window.rewards, window.features, window.utilities, window.reference)
-            penalty = rules.penalties(rule, *judged, context)
-            rules.select(rule, 1.0, window.rewards, penalty, window.utilities, context, window.empty)
+            seen = scored
+            if "solve" in rules.RULES[rule].reads:
+                seen = replace(scored, solve=comparison_solver(writer.first_comparisons, head.weight[0], ridge))
+            rules.choose(rule, seen, 1.0)
 
         choose()
         found[rule] = middle([measured(choose) for _ in range(REPEATS)])["wall_seconds"]

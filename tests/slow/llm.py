@@ -31,9 +31,9 @@ class SlowLoop:
         from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
         from fpo.llm import load_prompts
-        from fpo.llm.models import packaged_encoder, packaged_policy
-        from fpo.llm.oracles import head_pairs
+        from fpo.llm.head import head_pairs
         from fpo.llm.prompts import order
+        from fpo.llm.weights import packaged_encoder, packaged_policy
 
         self.settings = settings
         policy = packaged_policy() if settings.policy == "packaged" else settings.policy
@@ -100,11 +100,11 @@ class SlowLoop:
         """One prompt: everything about its candidates, the winner's losses added to the gradients."""
         from fpo.llm.decoding import uniforms
 
-        s, place = self.settings, self.order[position]
-        messages = [{"role": "system", "content": s.system}, {"role": "user", "content": self.prompts[place].text}]
+        s, prompt = self.settings, self.order[position]
+        messages = [{"role": "system", "content": s.system}, {"role": "user", "content": self.prompts[prompt].text}]
         shown = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids = self.tokenizer(shown, add_special_tokens=False).input_ids
-        reference = self.write(self.base, ids, uniforms(s.seed, "reference", place, (1, s.max_new_tokens))[0])
+        reference = self.write(self.base, ids, uniforms(s.seed, "reference", prompt, (1, s.max_new_tokens))[0])
         streams = uniforms(s.seed, "candidate", position, (s.candidates, s.max_new_tokens))
         tokens = [self.write(self.policy, ids, stream) for stream in streams]
         texts = [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in (reference, *tokens)]

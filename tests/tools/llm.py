@@ -19,7 +19,7 @@ def make_tiny(folder: Path) -> dict[str, str]:
     """A two-layer Llama and a two-layer BERT with random weights and the packaged tokenizers."""
     from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-    from fpo.llm.models import packaged_encoder, packaged_policy
+    from fpo.llm.weights import packaged_encoder, packaged_policy
 
     policy, encoder = folder / "policy", folder / "encoder"
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def make_classifier(folder: Path, outputs: int = 1) -> str:
     """A tiny sequence classifier with that many outputs."""
     from transformers import AutoTokenizer, DebertaV2Config, DebertaV2ForSequenceClassification
 
-    from fpo.llm.models import packaged_encoder
+    from fpo.llm.weights import packaged_encoder
 
     pieces = AutoTokenizer.from_pretrained(packaged_encoder())
     torch.manual_seed(1)
@@ -73,8 +73,8 @@ NURSERY = """
 import importlib, json, os, sys
 from fpo.llm.__main__ import main
 
-def stop(place, call):
-    module, _, name = place.partition(":")
+def stop(called, call):
+    module, _, name = called.partition(":")
     owner, (*outer, name) = importlib.import_module(module), name.split(".")
     for each in outer:
         owner = getattr(owner, each)
@@ -91,11 +91,11 @@ def stop(place, call):
     setattr(owner, name, stopping)
 
 for line in sys.stdin:
-    place, call, arguments = json.loads(line)
+    called, call, arguments = json.loads(line)
     child = os.fork()
     if not child:
-        if place:
-            stop(place, call)
+        if called:
+            stop(called, call)
         sys.exit(main(arguments))
     print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -134,9 +134,9 @@ class Nursery:
         self._play(["", 0, arguments])
         assert self._told("ended") == 0, self._log.read_text(encoding="utf-8")[-2000:]
 
-    def stopped(self, place: str, call: int, *arguments: str) -> int:
-        """A run that has come to the call with this number of `place`, "module:name", and waits there: its process."""
-        self._play([place, call, arguments])
+    def stopped(self, called: str, call: int, *arguments: str) -> int:
+        """A run that has come to the call with this number of `called`, "module:name", and waits there: its process."""
+        self._play([called, call, arguments])
         return self._told("here")
 
     def kill(self, process: int) -> None:
@@ -155,7 +155,48 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str]:
     return process.returncode, out + errors
 
 
+def play(bench: Any, folder: Path | None = None, **changes: Any) -> list[dict]:
+    """A run at a workbench with its settings, some of them changed."""
+    from fpo.llm import train
+
+    return train(bench.settings.replace(**changes), folder, bench=bench)
+
+
+def short_run(tiny: dict[str, str], folder: Path) -> tuple[Any, Path]:
+    """A workbench, and the folder of a run of five windows that was played there."""
+    from fpo.llm import Workbench, settings
+
+    values = {**tiny, "steps": 10, "window": 2, "rule": "exact", "lora_dropout": 0.1, "policy_lr": 1e-3}
+    values["max_new_tokens"] = 6
+    bench = Workbench(settings(**values, save_every=2))
+    play(bench, folder)
+    return bench, folder
+
+
+def numbers(trace: list[dict]) -> list[dict]:
+    """A trace without what its clock and its machine added."""
+    return [{key: value for key, value in line.items() if key != "machine"} for line in trace]
+
+
 def trace(folder: Path) -> list[dict]:
-    """A run's trace without what its clock and its machine added."""
-    lines = (folder / "trace.jsonl").read_bytes().decode().split("\n")
-    return [{key: value for key, value in json.loads(line).items() if key != "machine"} for line in lines[:-1]]
+    """The `numbers` of a run's folder."""
+    return numbers([json.loads(line) for line in (folder / "trace.jsonl").read_bytes().decode().split("\n")[:-1]])
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit by bit, through every container."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def learned(folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds of the run itself; the bytes of the trace depend on the clock."""
+    from fpo import files
+
+    state = files.load(folder / "checkpoint.pt")
+    return {key: value for key, value in state.items() if key not in ("trace_bytes", "trace_sha256")}

@@ -1,14 +1,17 @@
 """Selection rules against automatic differentiation, dense algebra, and refitting the head."""
 
+import dataclasses
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
 
-from fpo import steering
-from fpo.llm import rules
-from fpo.llm.models import bt_hessian, fit_head
+from fpo import rules, steering
+from fpo.llm.head import fit_head
 
 CASES = 60
 
@@ -24,6 +27,12 @@ def random_case(seed, n=6, p=5, windows=None):
     features, first = normal(*lead, n, p), normal(*lead, p)
     reference = rules.Reference(first @ head, first, normal(*lead))
     return head, features @ head, features, normal(*lead, n), reference, normal
+
+
+def scored(rewards, features, utilities, reference, **inputs):
+    """Candidates, none of them empty, with what some rules read."""
+    empty = torch.zeros_like(rewards, dtype=torch.bool)
+    return rules.Candidates(rewards, features, utilities, empty, reference, **inputs)
 
 
 def head_gradients(head, features):
@@ -42,7 +51,7 @@ def test_first_order_forms(seed):
         over = torch.sigmoid(rewards[z] - reference.reward) - torch.sigmoid(utilities[z] - reference.utility)
         expected = {"relaxed": -over * inner, "practical": -inner, "overconfidence": -over, "standard": 0.0}
         for rule, value in expected.items():
-            found = rules.penalties(rule, rewards, features, utilities, reference, None)[z]
+            found = rules.choose(rule, scored(rewards, features, utilities, reference)).penalty[z]
             assert float(found) == pytest.approx(float(value), abs=1e-12)
 
 
@@ -56,12 +65,12 @@ def test_forms_with_the_hessian(seed):
         return F.softplus(-(buffer @ weight)).mean() + ridge / 2 * weight @ weight
 
     hessian = torch.func.hessian(loss)(head)
-    made = bt_hessian(buffer, (buffer @ head).sigmoid(), ridge)
+    made = steering.bt_hessian(buffer, (buffer @ head).sigmoid(), ridge)
     assert torch.allclose(made, hessian, atol=1e-12)
     inverse = torch.linalg.inv(hessian)
-    context = rules.Context(features.mean(0), steering.dense_solver(made))
-    exact = rules.exact(rewards, features, utilities, reference, context)
-    leverage = rules.leverage(rewards, features, utilities, reference, context)
+    inputs = {"mean_gradient": features.mean(0), "solve": steering.dense_solver(made)}
+    seen = scored(rewards, features, utilities, reference, **inputs)
+    exact, leverage = rules.exact(seen), rules.leverage(seen)
     for z in range(len(rewards)):
         preference = torch.sigmoid(utilities[z] - reference.utility)
 
@@ -83,9 +92,9 @@ def test_exact_form_is_what_refitting_does_to_the_mean_reward(seed):
     head = fit_head(better, worse, ridge)
     differences = better - worse
     reference = rules.Reference(reference.features @ head, reference.features, reference.utility)
-    solve = steering.dense_solver(bt_hessian(differences, (differences @ head).sigmoid(), ridge))
-    context = rules.Context(features.mean(0), solve)
-    found = rules.exact(features @ head, features, utilities, reference, context)
+    solve = steering.dense_solver(steering.bt_hessian(differences, (differences @ head).sigmoid(), ridge))
+    inputs = {"mean_gradient": features.mean(0), "solve": solve}
+    found = rules.exact(scored(features @ head, features, utilities, reference, **inputs))
 
     def refit(z, weight):
         preference = float(torch.sigmoid(utilities[z] - reference.utility))
@@ -106,35 +115,36 @@ def test_exact_form_is_what_refitting_does_to_the_mean_reward(seed):
 def test_a_window_is_its_prompts(rule):
     """Leading axes are batches."""
     _, rewards, features, utilities, reference, normal = random_case(3, windows=4)
-    solve = steering.dense_solver(bt_hessian(normal(9, 5), torch.full((9,), 0.5, dtype=torch.float64), 0.1))
+    solve = steering.dense_solver(steering.bt_hessian(normal(9, 5), torch.full((9,), 0.5, dtype=torch.float64), 0.1))
     empty = torch.zeros_like(rewards, dtype=torch.bool)
     empty[2] = True
     empty[1, :3] = True
-    log_ratio, uniform = normal(*rewards.shape), normal(*rewards.shape)
-    whole = rules.Context(features[0, 0], solve, log_ratio, uniform)
-    penalty = rules.penalties(rule, rewards, features, utilities, reference, whole)
-    winners = rules.select(rule, 0.7, rewards, penalty, utilities, whole, empty)
-    assert int(winners[2]) == -1 and int(winners[1]) >= 3
+    shared = {"mean_gradient": features[0, 0], "solve": solve}
+    own = {"log_ratio": normal(*rewards.shape), "uniform": normal(*rewards.shape)}
+    whole = rules.Candidates(rewards, features, utilities, empty, reference, **shared, **own)
+    choice = rules.choose(rule, whole, 0.7)
+    assert int(choice.winner[2]) == -1 and int(choice.winner[1]) >= 3
     for i in range(4):
         one = rules.Reference(reference.reward[i], reference.features[i], reference.utility[i])
-        context = rules.Context(features[0, 0], solve, log_ratio[i], uniform[i])
-        alone = rules.penalties(rule, rewards[i], features[i], utilities[i], one, context)
-        assert torch.allclose(alone, penalty[i], atol=1e-12)
-        assert int(rules.select(rule, 0.7, rewards[i], alone, utilities[i], context, empty[i])) == int(winners[i])
+        rows = {name: value[i] for name, value in own.items()}
+        alone = rules.Candidates(rewards[i], features[i], utilities[i], empty[i], one, **shared, **rows)
+        again = rules.choose(rule, alone, 0.7)
+        assert torch.allclose(again.penalty, choice.penalty[i], atol=1e-12)
+        assert int(again.winner) == int(choice.winner[i])
 
 
 def test_who_wins():
     rewards, utilities = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([5.0, 1.0, 0.0])
-    context = rules.Context(log_ratio=torch.tensor([0.0, 0.0, 9.0]), uniform=torch.tensor([0.1, 0.9, 0.5]))
-    none = torch.zeros(3, dtype=torch.bool)
-    penalty = {"kl": -context.log_ratio}
+    inputs = {"log_ratio": torch.tensor([0.0, 0.0, 9.0]), "uniform": torch.tensor([0.1, 0.9, 0.5])}
+    reference = rules.Reference(torch.tensor(0.0), torch.zeros(2), torch.tensor(0.0))
+    seen = scored(rewards, torch.zeros(3, 2), utilities, reference, **inputs)
 
     def winner(rule, gamma=1.0):
-        kept = penalty.get(rule, torch.zeros(3))
-        return int(rules.select(rule, gamma, rewards, kept, utilities, context, none))
+        return int(rules.choose(rule, seen, gamma).winner)
 
     assert [winner(rule) for rule in ("standard", "best-of-u", "random", "kl")] == [2, 0, 1, 1]
     assert winner("kl", gamma=0.0) == 2
+    assert winner("kl", gamma=None) == 2, "its own weight of 0.1 does not outdo the reward"
 
 
 @pytest.mark.parametrize("rule", rules.RULES)
@@ -143,23 +153,44 @@ def test_labels_are_those_that_the_choice_reads(rule):
     changed = 0
     for seed in range(40):
         _, rewards, features, utilities, reference, normal = random_case(seed)
-        solve = steering.dense_solver(bt_hessian(normal(9, 5), torch.full((9,), 0.5, dtype=torch.float64), 0.1))
-        context = rules.Context(features.mean(0), solve, normal(6), normal(6))
-        none = torch.zeros(6, dtype=torch.bool)
+        solve = steering.dense_solver(
+            steering.bt_hessian(normal(9, 5), torch.full((9,), 0.5, dtype=torch.float64), 0.1)
+        )
+        inputs = {"mean_gradient": features.mean(0), "solve": solve, "log_ratio": normal(6), "uniform": normal(6)}
         won = []
         for labels in (utilities, utilities.roll(1) * 3):
-            penalty = rules.penalties(rule, rewards, features, labels, reference, context)
-            won.append(int(rules.select(rule, 3.0, rewards, penalty, labels, context, none)))
+            seen = scored(rewards, features, labels, reference, **inputs)
+            won.append(int(rules.choose(rule, seen, 3.0).winner))
         changed += won[0] != won[1]
-    assert (changed > 0) == (rules.labels_used(rule, 6) == 7)
+    assert (changed > 0) == (rules.RULES[rule].labels(6) == 7) == ("labels" in rules.RULES[rule].reads)
 
 
-def test_fit_head_against_scipy():
-    import slow.llm
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_candidates_that_lack_what_a_rule_reads_are_refused(rule):
+    _, rewards, features, utilities, reference, normal = random_case(0)
+    inputs = {
+        "mean_gradient": features.mean(0),
+        "solve": torch.zeros_like,
+        "log_ratio": normal(6),
+        "uniform": normal(6),
+    }
+    whole = scored(rewards, features, utilities, reference, **inputs)
+    for name in inputs:
+        without = dataclasses.replace(whole, **{name: None})
+        if name in rules.RULES[rule].reads:
+            with pytest.raises(ValueError, match=f"the rule reads {name}, which these candidates were not given"):
+                rules.choose(rule, without)
+        else:
+            assert torch.equal(rules.choose(rule, without).winner, rules.choose(rule, whole).winner)
 
-    for seed in range(10):
-        generator = np.random.default_rng(seed)
-        better, worse = generator.normal(size=(20, 6)), generator.normal(size=(20, 6))
-        for ridge in (1e-3, 0.1):
-            found = fit_head(torch.tensor(better), torch.tensor(worse), ridge).numpy()
-            assert np.allclose(found, slow.llm.bradley_terry_fit(better - worse, ridge), atol=1e-5)
+
+def test_a_rule_that_there_is_not():
+    _, rewards, features, utilities, reference, _ = random_case(0)
+    with pytest.raises(ValueError, match="rule = 'best': must be one of standard, relaxed, practical"):
+        rules.choose("best", scored(rewards, features, utilities, reference))
+
+
+def test_a_rule_s_facts_are_asked_without_torch():
+    script = "import sys, fpo.rules; print(fpo.rules.RULES['relaxed'].labels(8), 'torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["9", "False"]
