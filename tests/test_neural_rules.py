@@ -14,7 +14,7 @@ SHORT = {"outer_steps": 12}
 
 def play(folder, **parameters):
     path = folder / "results.json"
-    papermill.execute_notebook(
+    played = papermill.execute_notebook(
         NOTEBOOK,
         None,
         {**parameters, "results_path": str(path)},
@@ -22,6 +22,9 @@ def play(folder, **parameters):
         progress_bar=False,
         log_output=False,
     )
+    outputs = [output for cell in played.cells for output in cell.get("outputs", ())]
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
+    assert "the loops agree" in printed and "the routes agree" in printed and "the two agree" in printed
     content = json.loads(path.read_text())
     return content, {claim["id"].removeprefix("neural-"): claim["verdict"] for claim in content["claims"]}
 
@@ -72,6 +75,13 @@ def test_a_study_of_its_own(tmp_path):
         del one["results"]["provenance"], one["results"]["study_minutes"]
     assert again["results"] == content["results"]
     assert files == {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()}
+
+
+def test_a_study_needs_seeds_beside_the_first_five(tmp_path):
+    """They are refused before the hour that it takes, not by the comparison at its end."""
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        play(tmp_path, study="run", seeds=[0, 1, 2, 3, 4])
+    assert caught.value.ename == "ParameterError" and "'run' with 6 seeds or more" in caught.value.evalue
 
 
 BAD = {"study": "maybe", "saved_margin": -1.0, "gamma_exact": -2.0, "hidden": []}
