@@ -9,8 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import subprocess
 from pathlib import Path
 
 import yaml
@@ -150,6 +148,8 @@ def shortened(value, width=40):
 
 def record(file, title, parameters, originals, root):
     """Write down what an edition was made from, and all that it wrote into its folder: a later one removes no more."""
+    from fpo.results import commit  # which loads torch: no other command waits for it
+
     content = {
         "title": title,
         "parameters": parameters,
@@ -166,12 +166,3 @@ def packages():
     """The version of every installed package."""
     found = sorted(importlib.metadata.distributions(), key=lambda package: package.name.lower())
     return {package.name: package.version for package in found}
-
-
-def commit(root):
-    """The commit of the sources, with "-dirty" when they differ from it, or None outside a repository."""
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    return done.stdout.strip() or None

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -43,19 +44,23 @@ def environment(*packages: str) -> dict[str, str]:
     }
 
 
+def commit(root: Path) -> str | None:
+    """The commit of a checkout, a trailing + if files had been changed since; None where there is none to ask about."""
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(ask, capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
 def provenance(made_by: str, seconds: float, *packages: str) -> dict[str, Any]:
     """Where a stored run comes from: the command that makes it, the commit, versions, hardware, wall time in seconds.
 
-    The commit is None outside of a git checkout; a trailing + says that files had been changed since.
+    The commit is that of this module's checkout: see `commit`.
     """
-    here = Path(__file__).resolve().parent
-    commit = None
-    if (here.parent / ".git").exists():
-        ask = ["git", "-C", str(here.parent), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        commit = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     return {
         "made_by": made_by,
-        "commit": commit,
+        "commit": commit(Path(__file__).resolve().parents[1]),
         "environment": environment(*packages),
         "processors": os.cpu_count(),
         "wall_seconds": round(seconds, 1),

@@ -206,7 +206,7 @@ def test_planted(tmp_path, plant, kind, cell):
             if each.cell_type == "code":
                 each.execution_count = next(counts)
     found = notebooks.faults(write(tmp_path, notebook), rebuilt=True)
-    assert {(fault.kind, fault.cell) for fault in found} == {(kind, cell)}, found
+    assert {(fault.kind, fault.where) for fault in found} == {(kind, cell)}, found
 
 
 def test_a_chapter_that_is_not_rebuilt(tmp_path):
@@ -215,7 +215,7 @@ def test_a_chapter_that_is_not_rebuilt(tmp_path):
     for change in (first_cell("{summary} example", "{summary} other"), source(1, "\n" * 25 + "1"), named("")):
         change(notebook)
     found = notebooks.faults(write(tmp_path, notebook))
-    assert [(fault.kind, fault.cell) for fault in found] == [("long cell", 1)]
+    assert [(fault.kind, fault.where) for fault in found] == [("long cell", 1)]
 
 
 def test_twelve_lines_of_a_hundred_may_stand_behind_the_claims(tmp_path):

@@ -172,7 +172,7 @@ SEEN = {
 def test_planted_in_the_files(tmp_path, files, kind):
     found = pages.static_faults(write_site(tmp_path, **files))
     assert {fault.kind for fault in found} == {kind}, found
-    assert {fault.page for fault in found} == {"alone.html" if kind == pages.ORPHAN else "other.html"}
+    assert {fault.where for fault in found} == {"alone.html" if kind == pages.ORPHAN else "other.html"}
 
 
 @pytest.fixture(scope="module")
@@ -188,20 +188,20 @@ def seen(tmp_path_factory, browser):
 
 @pytest.mark.parametrize(("number", "kind"), list(enumerate(kind for _, kind in SEEN.values())), ids=SEEN)
 def test_planted_in_the_browser(seen, number, kind):
-    found = [fault for fault in seen if fault.page == f"{number}.html"]
+    found = [fault for fault in seen if fault.where == f"{number}.html"]
     assert {fault.kind for fault in found} == {kind}, found
 
 
 @pytest.mark.parametrize("name", [name for name in SEEN if name.endswith("with wide letters only")])
 def test_wide_letters_are_wide(seen, name):
     """What fits in the letters of this machine is found by being laid out, not only by being able to scroll."""
-    found = " ".join(fault.detail for fault in seen if fault.page == f"{list(SEEN).index(name)}.html")
+    found = " ".join(fault.detail for fault in seen if fault.where == f"{list(SEEN).index(name)}.html")
     assert "scrollable-region-focusable" in found or "with wide letters" in found
     assert "with given letters" not in found
 
 
 def test_not_planted_in_the_browser(seen):
-    assert not [fault for fault in seen if fault.page in ("index.html", "other.html")]
+    assert not [fault for fault in seen if fault.where in ("index.html", "other.html")]
 
 
 def test_nothing_planted_nothing_found(tmp_path, browser):
@@ -237,7 +237,7 @@ def test_every_page_is_opened(tmp_path, browser):
     (tmp_path / "sub" / "deep.html").write_text(broken)
     write_site(tmp_path, index=broken)
     found = browser.faults(tmp_path)
-    assert [(fault.page, fault.kind) for fault in found] == [
+    assert [(fault.where, fault.kind) for fault in found] == [
         ("index.html", pages.CONSOLE),
         ("sub/deep.html", pages.CONSOLE),
     ]

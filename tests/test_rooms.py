@@ -41,14 +41,17 @@ TABLE = {
     "fpo.llm.prompts": {"parameters"},
     "fpo.llm.decoding": NOTHING,
     "fpo.llm.team": NOTHING,
-    "fpo.llm.weights": {"llm.prompts"},
-    "fpo.llm.models": {"llm.weights", "llm.settings"},
-    "fpo.llm.head": {"steering", "parameters", "llm.prompts", "llm.models"},
-    "fpo.llm.oracles": {"parameters", "llm.prompts", "llm.models"},
-    "fpo.llm.candidates": {"parameters", "rules", "steering", *llm("decoding head models oracles prompts settings team")},  # noqa: E501
-    "fpo.llm.runs": {"files", "parameters", *llm("candidates models oracles settings team")},
-    "fpo.llm.loop": {"files", "parameters", "rules", *llm("candidates decoding head models oracles runs settings team")},  # noqa: E501
-    "fpo.llm": llm("candidates loop models prompts runs settings weights"),
+    "fpo.llm.weights": llm("prompts"),
+    "fpo.llm.models": llm("settings weights"),
+    "fpo.llm.head": {"steering", "parameters", *llm("models prompts")},
+    "fpo.llm.oracles": {"parameters", *llm("models prompts")},
+    "fpo.llm.workbench": {"parameters", *llm("decoding head models oracles prompts settings team weights")},
+    "fpo.llm.candidates": {"rules", *llm("decoding head oracles prompts settings team workbench")},
+    "fpo.llm.runs": {"files", *llm("candidates models oracles settings team")},
+    "fpo.llm.loop": {
+        "parameters", "rules", *llm("candidates decoding head oracles runs settings team weights workbench")
+    },
+    "fpo.llm": llm("candidates loop models prompts runs settings weights workbench"),
     "fpo.llm.__main__": {"llm", "llm.settings", "parameters"},
 }  # fmt: skip
 

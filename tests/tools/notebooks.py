@@ -12,12 +12,12 @@ import re
 import tokenize
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 
 from fpo.claims import VERDICTS
+from tools import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 # The chapters rebuilt to cards and kinds of cells. When all five are, this goes, with `rebuilt` below and LONGEST_CELL.
@@ -35,19 +35,6 @@ RESULT_KEYS = {"notebook", "parameters", "environment", "results", "claims"}
 LITTER = {"ExecuteTime", "collapsed", "execution", "papermill", "scrolled", "vscode"}
 NOTEBOOK_LITTER = {"papermill", "toc", "vscode", "widgets"}
 A_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|Users|private|var/folders)/|(?<![A-Za-z])[A-Za-z]:\\(?=\w)")
-
-
-@dataclass(frozen=True, order=True)
-class Fault:
-    """One breach of the contract; `cell` counts all cells from 0 and is -1 for the notebook as a whole."""
-
-    cell: int
-    kind: str
-    detail: str
-
-    def __str__(self) -> str:
-        where = "the notebook" if self.cell < 0 else f"cell {self.cell}"
-        return f"{where}: {self.kind}: {self.detail}"
 
 
 def tags(cell) -> set[str]:

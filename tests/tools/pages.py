@@ -24,6 +24,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
+from tools import Fault
+
 EXTERNAL = "external request"
 CONSOLE = "console error"
 MATH = "unrendered math"
@@ -36,18 +38,6 @@ ACCESS = "accessibility"
 OVERFLOW = "horizontal scroll"
 ORPHAN = "orphan page"
 ERROR = "error output"
-
-
-@dataclass(frozen=True, order=True)
-class Fault:
-    """One thing wrong with one page; `page` is its path below the book's folder."""
-
-    page: str
-    kind: str
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.page}: {self.kind}: {self.detail}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # Not the tests of the driver, the documents and the repository: they compute nothing.
 SELECTION = ["fpo", *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "tests").glob("test_*.py"))]
-LEFT_OUT = ("test_build.py", "test_documents.py", "test_extension.py", "test_repository.py")
+LEFT_OUT = ("test_build.py", "test_cards.py", "test_documents.py", "test_extension.py", "test_repository.py")
 SPINNER = "print(flush=True)\nwhile True: pass"
 
 
