@@ -63,7 +63,9 @@ def test_a_study_of_its_own(tmp_path):
         "checkpoints": str(checkpoints),
     }
     content, verdicts = play(tmp_path, **settings)
-    assert verdicts["exact"] == verdicts["cost"] == verdicts["relaxed"] == "not reproduced"
+    assert verdicts["exact"] == verdicts["cost"] == "not reproduced"
+    # None saved either; but whether it ends above standard RLHF, the other part of the rule, is not decided yet.
+    assert verdicts["relaxed"] == "open"
     study = content["results"]["study"]
     kept = content["digits"]["final_utility"]
     ends = [round(value, kept) for value in study["paired"]["exact"]["final"]]
