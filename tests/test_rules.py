@@ -184,6 +184,21 @@ def test_candidates_that_lack_what_a_rule_reads_are_refused(rule):
             assert torch.equal(rules.choose(rule, without).winner, rules.choose(rule, whole).winner)
 
 
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_a_rule_that_reads_labels_is_refused_where_not_all_were_asked_for(rule):
+    _, rewards, features, utilities, reference, normal = random_case(0)
+    inputs = {"mean_gradient": features.mean(0), "solve": lambda v: v, "log_ratio": normal(6), "uniform": normal(6)}
+    asked = utilities.clone()
+    asked[2] = torch.nan
+    some = scored(rewards, features, asked, reference, **inputs)
+    if "labels" in rules.RULES[rule].reads:
+        with pytest.raises(ValueError, match="the rule reads labels, which not all of these candidates were given"):
+            rules.choose(rule, some)
+    else:
+        whole = scored(rewards, features, utilities, reference, **inputs)
+        assert torch.equal(rules.choose(rule, some).winner, rules.choose(rule, whole).winner)
+
+
 def test_a_rule_that_there_is_not():
     _, rewards, features, utilities, reference, _ = random_case(0)
     with pytest.raises(ValueError, match="rule = 'best': must be one of standard, relaxed, practical"):

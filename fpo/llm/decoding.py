@@ -30,15 +30,15 @@ def uniforms(seed: int, purpose: str, index: int, shape: tuple[int, ...]) -> np.
     return np.random.default_rng([seed, int.from_bytes(purpose.encode(), "big"), index]).random(shape, dtype=np.float32)
 
 
-class Room(DynamicLayer):
+class GrowingLayer(DynamicLayer):
     """Keys and values of one layer in a buffer with room for what is still to come.
 
     transformers' own layer concatenates at every token, which cost a quarter of decoding on a CPU.
     """
 
-    def __init__(self, room: int):
+    def __init__(self, spare: int):
         super().__init__()
-        self.room = room
+        self.spare = spare
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -49,7 +49,7 @@ class Room(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.buffers = [
-                states.new_empty(*states.shape[:2], stop + self.room, states.shape[-1])
+                states.new_empty(*states.shape[:2], stop + self.spare, states.shape[-1])
                 for states in (key_states, value_states)
             ]
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
@@ -76,11 +76,11 @@ def padded(rows: Sequence[Ids], side: str, fill: int, device: torch.device) -> t
     return ids.to(device), mask.to(device)
 
 
-def _prefill(model: PreTrainedModel, prompts: Sequence[Ids], copies: int, room: int) -> tuple:
+def _prefill(model: PreTrainedModel, prompts: Sequence[Ids], copies: int, spare: int) -> tuple:
     """The prompts read once: hidden states (P, L, h), mask, positions, and a cache with `copies` rows for each."""
     ids, mask = padded(prompts, "left", 0, model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = Cache(layers=[Room(room) for _ in range(model.config.num_hidden_layers)])
+    cache = Cache(layers=[GrowingLayer(spare) for _ in range(model.config.num_hidden_layers)])
     hidden = model.base_model(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     ).last_hidden_state
