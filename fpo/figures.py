@@ -46,11 +46,6 @@ LOOKS = MappingProxyType(
 )
 
 
-# Of the chapters that do not ask `color` and `points` yet.
-COLORS = {arm: each.color for arm, each in LOOKS.items()}
-MARKERS = {arm: each.marker for arm, each in LOOKS.items()}
-
-
 def style() -> None:
     """Set matplotlib up for the book; in a notebook, figures become PNGs as `png` writes them."""
     plt.rcParams.update(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from fpo.claims import Claim, Text, judge  # noqa: F401
+from fpo.claims import Claim, Text
 from fpo.files import save_json
 from fpo.parameters import NotebookParameters, brief
 
@@ -170,9 +170,3 @@ def write(
         claims=list(claims),
     )
     save_json(parameters.results_path, content.model_dump())
-
-
-def show(claims: Iterable[Claim]) -> None:
-    """Print the claims: the table that CI compares with the committed one."""
-    for claim in claims:
-        print(f"{claim.id}: {claim.verdict}\n    {claim.statement}\n    found: {claim.value}\n    rule: {claim.rule}")

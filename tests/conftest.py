@@ -18,7 +18,10 @@ from tools.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 # These take longest and are begun first, so that two workers end at about the same time.
-LONG = ("test_documents", "test_neural_rules", "llm_pipeline", "test_pages", "test_llm", "test_llm_resume", "neural")
+LONG = (
+    *("test_documents", "test_neural_rules", "llm_pipeline", "test_pages", "test_llm", "test_llm_workbench"),
+    *("test_llm_resume", "test_llm_weights", "neural"),
+)
 assert fpo  # imported for what it does
 
 # A busy machine takes its time: how long a case takes says nothing about whether it is right.

@@ -158,9 +158,6 @@ PLANTED = {
     "no title": (first_cell("# Title", "Only words."), "title", 0),
     "bad escape": (add_source(1, 'print("$\\gamma$")'), "warning", 1),
     "torch before fpo": (add_source(1, "import torch\nfrom fpo import linear"), "import order", -1),
-}
-# Of rebuilt chapters.
-PLANTED |= {
     "no card": (first_cell(":::", ""), "card", 0),
     "another's card": (first_cell("{summary} example", "{summary} other"), "card", 0),
     "two kinds at once": (retag(5, "hide-input", "remove-cell"), "kind", 5),
@@ -193,7 +190,7 @@ def test_nothing_planted_nothing_found(tmp_path):
         data("text/html", "<img src='data:image/png;base64,/home/AAAA/tmp/==' alt='A line'>"),
         data("text/markdown", r"$\alpha:\\beta$"),
     ]
-    assert notebooks.faults(write(tmp_path, notebook), rebuilt=True) == []
+    assert notebooks.faults(write(tmp_path, notebook)) == []
 
 
 @pytest.mark.parametrize(("plant", "kind", "cell"), PLANTED.values(), ids=PLANTED)
@@ -205,24 +202,15 @@ def test_planted(tmp_path, plant, kind, cell):
         for each in notebook.cells:
             if each.cell_type == "code":
                 each.execution_count = next(counts)
-    found = notebooks.faults(write(tmp_path, notebook), rebuilt=True)
-    assert {(fault.kind, fault.where) for fault in found} == {(kind, cell)}, found
-
-
-def test_a_chapter_that_is_not_rebuilt(tmp_path):
-    """Only the old rules, with their bound on open cells."""
-    notebook = example()
-    for change in (first_cell("{summary} example", "{summary} other"), source(1, "\n" * 25 + "1"), named("")):
-        change(notebook)
     found = notebooks.faults(write(tmp_path, notebook))
-    assert [(fault.kind, fault.where) for fault in found] == [("long cell", 1)]
+    assert {(fault.kind, fault.where) for fault in found} == {(kind, cell)}, found
 
 
 def test_twelve_lines_of_a_hundred_may_stand_behind_the_claims(tmp_path):
     notebook = example()
     lines_behind_the_claims(12)(notebook)
     assert notebooks.code_lines(notebook.cells) == 100
-    assert notebooks.faults(write(tmp_path, notebook), rebuilt=True) == []
+    assert notebooks.faults(write(tmp_path, notebook)) == []
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,6 @@ from fpo.claims import VERDICTS
 from tools import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
-# The chapters rebuilt to cards and kinds of cells. When all five are, this goes, with `rebuilt` below and LONGEST_CELL.
-REBUILT: tuple[str, ...] = ()
-LONGEST_CELL = 25
 LONGEST_IDEA = 12  # lines of an open cell
 COLUMNS = 76  # what a page shows of a line without scrolling
 CLAIMS_SHARE = 0.12  # of the code lines may stand behind the claims' heading
@@ -163,9 +160,6 @@ def _style_faults(cells: list) -> Iterator[Fault]:
             continue
         for warning in _warnings(cell.source):
             yield Fault(i, "warning", warning)
-        lines = len(cell.source.splitlines())
-        if lines > LONGEST_CELL and not tags(cell) & {"hide-cell", *KINDS}:
-            yield Fault(i, "long cell", f"{lines} lines, more than {LONGEST_CELL}, and not hidden")
         if any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})):
             given = cell.metadata.get("mystnb", {})
             wanted = [("image", "alt"), ("figure", "caption"), ("figure", "name")]
@@ -262,12 +256,8 @@ def _results_faults(file: Path) -> Iterator[Fault]:
             yield Fault(-1, "results", f"{file.name} holds a path: {path}")
 
 
-def faults(notebook: str | Path, results: str | Path | None = None, rebuilt: bool | None = None) -> list[Fault]:
-    """Every breach in one notebook.
-
-    `results` is the folder of results files, next to the notebook by default; `rebuilt`, whether the rules for rebuilt
-    chapters apply, by default to those in REBUILT.
-    """
+def faults(notebook: str | Path, results: str | Path | None = None) -> list[Fault]:
+    """Every breach in one notebook; `results` is the folder of results files, next to the notebook by default."""
     notebook = Path(notebook)
     name = notebook.stem
     read = nbformat.read(notebook, as_version=4)
@@ -276,10 +266,11 @@ def faults(notebook: str | Path, results: str | Path | None = None, rebuilt: boo
         *_execution_faults(read.cells),
         *_claims_faults(read.cells, name),
         *_style_faults(read.cells),
+        *_card_faults(read.cells, name),
+        *_cell_faults(read.cells),
+        *_ledger_faults(read.cells, name),
         *_results_faults(Path(results or notebook.parent / "results") / f"{name}.json"),
     ]
-    if name in REBUILT if rebuilt is None else rebuilt:
-        found += [*_card_faults(read.cells, name), *_cell_faults(read.cells), *_ledger_faults(read.cells, name)]
     if litter := NOTEBOOK_LITTER & set(read.metadata):
         found.append(Fault(-1, "metadata", f"the notebook carries {', '.join(sorted(litter))}"))
     return sorted(found)
