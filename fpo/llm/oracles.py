@@ -53,7 +53,7 @@ def distinct_2(texts: Sequence[str]) -> float:
 
 
 class Agreement:
-    """U = 4 similarity + 4 recall - 4 repetition, from -4 to 8: agreement with a reference answer.
+    """U = 4 similarity + 4 recall - 4 repetition, at most 8: agreement with a reference answer.
 
     Similarity is the cosine of the encoder's features to the nearest correct answer; recall the share of the prompt's
     keywords in the response; repetition as in `repetition`.
