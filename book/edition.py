@@ -13,6 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from fpo.results import commit
+
 RECORD = "edition.json"
 
 
@@ -148,8 +150,6 @@ def shortened(value, width=40):
 
 def record(file, title, parameters, originals, root):
     """Write down what an edition was made from, and all that it wrote into its folder: a later one removes no more."""
-    from fpo.results import commit  # which loads torch: no other command waits for it
-
     content = {
         "title": title,
         "parameters": parameters,

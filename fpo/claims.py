@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -72,7 +73,7 @@ def number(value: float, spec: str = ".2f") -> str:
 
 def most(row: Mapping[str, Any], found: str = "{wins} of {pairs}", wins: bool = True) -> Evidence:
     """That most pairs of a comparison are wins, or that most are not; `found` may name the row's entries."""
-    return Evidence(found.format(**row), stats.most(dict(row), wins))
+    return Evidence(found.format(**row), stats.most(row, wins))
 
 
 def beyond(row: Mapping[str, Any], mark: float, found: str = "") -> Evidence:
@@ -88,6 +89,13 @@ def under(value: float, limit: float, found: str = "") -> Evidence:
 def close(value: float, wanted: float, width: float, found: str = "") -> tuple[Evidence, Evidence]:
     """That `value` lies within `width` of what is wanted, and within half of that; undecided for NaN."""
     return under(value - wanted, width, found.format(value=value)), under(value - wanted, width / 2)
+
+
+def within(low: float, high: float, wanted: float, width: float, found: str = "") -> Evidence:
+    """That an interval lies within `width` of what is wanted: fails if outside, is undecided if astride or NaN."""
+    if wanted - width < low and high < wanted + width:
+        return Evidence(found, True)
+    return Evidence(found, False if low > wanted + width or high < wanted - width else None)
 
 
 class Ledger:
@@ -146,8 +154,8 @@ class Ledger:
 
     def fewest(self, family: str = "main") -> int:
         """The fewest pairs of which an interval can lie above one half."""
-        wins = (stats.paired(np.ones(n), np.zeros(n), self.families[family])["low"] > 0.5 for n in range(1, 1000))
-        return 1 + list(wins).index(True)
+        comparisons = self.families[family]
+        return next(n for n in count(1) if stats.paired(np.ones(n), np.zeros(n), comparisons)["low"] > 0.5)
 
     def claim(
         self,

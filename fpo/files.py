@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 MARK = b"\nsha256 "
 
 
@@ -93,6 +91,8 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
     OSError
         As `replacing` does; what was at `path` then stays as it was.
     """
+    import torch  # here and below: who saves no tensor, as results do not, need not wait until it is loaded
+
     # In memory first: torch turns the OSError of a full disk into a RuntimeError about a zip file.
     content = io.BytesIO()
     torch.save(state, content)
@@ -111,6 +111,8 @@ def load(path: Path) -> dict[str, Any] | None:
     ValueError
         If there is a file and it is not, to the last bit, one of `save`'s.
     """
+    import torch
+
     if not path.exists():
         return None
     content, _, checksum = path.read_bytes().rpartition(MARK)

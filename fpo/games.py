@@ -127,11 +127,12 @@ def first_actions(start: Any, arms: int, seeds: int, d: int) -> np.ndarray:
     return np.broadcast_to(y, (arms, seeds, d)).copy()
 
 
-def newly_lost(size: Array, diverged_at: Array, t: int) -> Array:
-    """Which runs diverge at iteration t: a mask of `size`'s shape. They are marked in `diverged_at`, in place.
+def mark_lost(size: Array, diverged_at: Array, t: int) -> Array:
+    """Which runs are beyond `DIVERGED` at iteration t: a mask of `size`'s shape.
 
-    `size` is the largest number that matters in each run. A comparison with NaN is false: such a run is lost too.
+    Those that were not before are marked in `diverged_at`, in place. `size` is the largest number that matters in each
+    run. A comparison with NaN is false: such a run is lost too.
     """
-    lost = (diverged_at < 0) & ~(size <= DIVERGED)
-    diverged_at[lost] = t
+    lost = ~(size <= DIVERGED)
+    diverged_at[lost & (diverged_at < 0)] = t
     return lost

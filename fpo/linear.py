@@ -197,7 +197,7 @@ def simulate(config: Config, keep: Sequence[int] = (), start: Any = None) -> Res
             u = utility(y)
             if t:
                 w = learn(w, y, u, config, streams)
-            games.newly_lost(np.maximum(np.abs(y).max(axis=-1), np.abs(w).max(axis=-1)), diverged_at, t)
+            games.mark_lost(np.maximum(np.abs(y).max(axis=-1), np.abs(w).max(axis=-1)), diverged_at, t)
             alive = diverged_at < 0
             y[~alive] = w[~alive] = 0.0
             signal, noise = y[..., : config.signal_dimensions], y[..., config.signal_dimensions :]

@@ -328,8 +328,7 @@ class Batch:
         parts = self.theta.tensor_split([self.config.signal_dimensions], dim=-1)
         signal, noise = (torch.linalg.vector_norm(part, dim=-1) for part in parts)
         size = torch.maximum(self.theta.abs().amax(-1), r.abs() / self.config.utility_scale)
-        games.newly_lost(size, self.diverged_at, t)
-        lost = ~(size <= games.DIVERGED)
+        lost = games.mark_lost(size, self.diverged_at, t)
         if bool(lost.any()):
             for tensor in (self.theta, *self.tensors):
                 tensor[lost] = 0.0
@@ -516,9 +515,10 @@ def simulate(
     first = games.first_actions(start, len(config.arms), len(config.seeds), config.dimensions)
     if folder is not None and not Path(folder).is_dir():
         raise ValueError(f"folder = {str(folder)!r}: must be an existing folder")
-    name = checkpoint_name(config, keep, None if start is None else first)
+    path = None
+    if folder is not None:
+        path = Path(folder, checkpoint_name(config, keep, None if start is None else first))
     with _threads(config.threads), torch.no_grad():
-        path = None if folder is None else Path(folder, name)
         state = files.load(path) if path else None
         play = Play(config, keep, first, resumed=state is not None)
         if state:

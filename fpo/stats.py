@@ -1,5 +1,6 @@
 """Paired comparisons over seeds, with exact intervals."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[
     }
 
 
-def most(row: dict[str, Any], wins: bool = True) -> bool | None:
+def most(row: Mapping[str, Any], wins: bool = True) -> bool | None:
     """Whether most pairs of a `paired` comparison are wins (or are not): None where its interval leaves that open."""
     if row["low"] > 0.5:
         return wins

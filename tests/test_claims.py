@@ -85,6 +85,18 @@ def test_limits_on_numbers(value, wanted, width):
     assert (once.holds, half.holds) == (abs(value - wanted) < width, abs(value - wanted) < width / 2)
 
 
+@given(st.integers(-24, 24), st.integers(0, 16), st.integers(-24, 24), st.integers(1, 16))
+def test_intervals_near_a_number(low, length, wanted, width):
+    high = low + length
+    holds = claims.within(low, high, wanted, width).holds
+    far = [abs(end - wanted) for end in (low, high)]
+    if holds is None:
+        assert min(far) <= width <= max(far) or low <= wanted - width <= wanted + width <= high
+    else:
+        assert holds == (max(far) < width) and (holds or min(far) > width)
+    assert claims.within(np.nan, np.nan, wanted, width, "open").holds is None
+
+
 def test_what_is_no_number_decides_nothing():
     assert claims.under(np.nan, 1.0).holds is None and claims.under(np.inf, 1.0).holds is None
     assert [part.holds for part in claims.close(np.nan, 0, 1)] == [None, None]
