@@ -1,10 +1,10 @@
 """The verdict rules of the linear chapter can fail: settings in which a claim does not hold, or cannot be decided."""
 
-import json
 from pathlib import Path
 
 import papermill
 import pytest
+from tools.verdicts import read
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "linear.ipynb"
 SIXTEEN = list(range(16))
@@ -57,5 +57,5 @@ def test_verdicts(case, tmp_path):
     papermill.execute_notebook(
         NOTEBOOK, None, {**parameters, "results_path": str(path)}, cwd=tmp_path, progress_bar=False, log_output=False
     )
-    claims = {claim["id"]: claim["verdict"] for claim in json.loads(path.read_text())["claims"]}
-    assert {name: claims[f"linear-{name}"] for name in expected} == expected
+    verdicts, _ = read(path)
+    assert {name: verdicts[name] for name in expected} == expected

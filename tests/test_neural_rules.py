@@ -1,10 +1,10 @@
 """The neural chapter's verdicts can fail, its study can be made and taken up again, and it reads what was stored."""
 
-import json
 from pathlib import Path
 
 import papermill
 import pytest
+from tools.verdicts import read
 
 from fpo import neural
 
@@ -25,13 +25,12 @@ def play(folder, **parameters):
     outputs = [output for cell in played.cells for output in cell.get("outputs", ())]
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     assert "the loops agree" in printed and "the routes agree" in printed and "the two agree" in printed
-    content = json.loads(path.read_text())
-    return content, {claim["id"].removeprefix("neural-"): claim["verdict"] for claim in content["claims"]}
+    return read(path)
 
 
 def test_with_a_margin_that_saves_every_run(tmp_path):
     """Nothing collapses, so the arms that prevent it do so, and those that were said to fail do not."""
-    _, verdicts = play(tmp_path, **SHORT, arms=["relaxed"], saved_margin=20.0)
+    verdicts, _ = play(tmp_path, **SHORT, arms=["relaxed"], saved_margin=20.0)
     expected = {
         "collapse": "not reproduced",
         "relaxed": "reproduced",
@@ -45,7 +44,7 @@ def test_with_a_margin_that_saves_every_run(tmp_path):
 
 
 def test_with_a_margin_that_saves_no_run(tmp_path):
-    _, verdicts = play(tmp_path, **SHORT, arms=["standard"], saved_margin=0.0)
+    verdicts, _ = play(tmp_path, **SHORT, arms=["standard"], saved_margin=0.0)
     expected = {"exact": "not reproduced", "cost": "not reproduced", "oracle": "partly", "five": "partly"}
     assert {name: verdicts[name] for name in expected} == expected
     # After twelve iterations the policy is not at rest, and the RM knows nothing.
@@ -62,7 +61,7 @@ def test_a_study_of_its_own(tmp_path):
         "study": "run",
         "checkpoints": str(checkpoints),
     }
-    content, verdicts = play(tmp_path, **settings)
+    verdicts, content = play(tmp_path, **settings)
     assert verdicts["exact"] == verdicts["cost"] == "not reproduced"
     # None saved either; but whether it ends above standard RLHF, the other part of the rule, is not decided yet.
     assert verdicts["relaxed"] == "open"
@@ -72,7 +71,7 @@ def test_a_study_of_its_own(tmp_path):
     assert ends == list(content["results"]["final_utility"]["exact"].values())
     assert content["results"]["provenance"]["wall_seconds"] > 0
     files = {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()}
-    again, _ = play(tmp_path, **settings)
+    _, again = play(tmp_path, **settings)
     for one in (content, again):
         del one["results"]["provenance"], one["results"]["study_minutes"]
     assert again["results"] == content["results"]

@@ -1,13 +1,7 @@
 """The verdict rules of the Stackelberg chapter at other settings: what cannot be decided there is open."""
 
-import json
-from pathlib import Path
-
-import matplotlib.pyplot as plt
 import pytest
-import torch
-
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "stackelberg_game.ipynb"
+from tools.verdicts import play
 
 CASES = {
     # A single output has no gradient, and with a small utility a myopic leader finds no rest.
@@ -31,20 +25,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_verdicts(case):
+def test_verdicts(case, tmp_path):
     parameters, expected = CASES[case]
-    cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    chapter = {"In": []}
-    threads = torch.get_num_threads()
-    with plt.rc_context():
-        try:
-            for cell in cells:
-                # The figures say nothing about verdicts, and take longer than all else.
-                if "figure" not in cell["metadata"].get("mystnb", {}):
-                    exec("".join(cell["source"]), chapter)
-                if "parameters" in cell["metadata"].get("tags", []):
-                    chapter.update(parameters)
-        finally:
-            torch.set_num_threads(threads)
-    verdicts = {claim.id: claim.verdict for claim in chapter["ledger"].claims}
-    assert {name: verdicts[f"stackelberg-{name}"] for name in expected} == expected
+    # The figures say nothing about verdicts, and take longer than all else.
+    verdicts, _ = play("stackelberg_game", tmp_path / "results.json", figures=False, **parameters)
+    assert {name: verdicts[name] for name in expected} == expected
