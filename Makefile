@@ -89,7 +89,7 @@ lock: $(VENV)/.created ## pin anew what pyproject.toml declares: writes constrai
 	@$(PY) -m uv pip compile pyproject.toml --extra all --extra gpu --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file constraints.txt
 
 clean: ## remove everything that was built, the environment too
-	rm -rf $(VENV) _build .pytest_cache .ruff_cache .hypothesis .benchmarks fpo.egg-info
+	rm -rf $(VENV) _build .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks fpo.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 endif

@@ -80,6 +80,10 @@ class Candidates:
         """r_z - r_ref, (..., n)."""
         return self.rewards - self.reference.reward[..., None]
 
+    def reference_features(self) -> torch.Tensor:
+        """g_ref beside every g_z, (..., 1, p)."""
+        return self.reference.features[..., None, :]
+
     def preferences(self) -> torch.Tensor:
         """p* = sigmoid(U_z - U_ref), (..., n)."""
         return (self.utilities - self.reference.utility[..., None]).sigmoid()
@@ -94,23 +98,21 @@ def relaxed(seen: Candidates) -> torch.Tensor:
     """R = -(p_phi - p*) <g_z, g_z - g_ref>, (..., n) (Gauthier et al. 2026, relaxed form for comparisons)."""
     from fpo import steering
 
-    reference = seen.reference.features[..., None, :]
-    return steering.bt_relaxed_penalty(seen.margins(), seen.preferences(), seen.features, reference)
+    return steering.bt_relaxed_penalty(seen.margins(), seen.preferences(), seen.features, seen.reference_features())
 
 
 def practical(seen: Candidates) -> torch.Tensor:
     """R = -<g_z, g_z - g_ref>, (..., n) (Gauthier et al. 2026, practical form for comparisons)."""
     from fpo import steering
 
-    return steering.bt_practical_penalty(seen.features, seen.reference.features[..., None, :])
+    return steering.bt_practical_penalty(seen.features, seen.reference_features())
 
 
 def exact(seen: Candidates) -> torch.Tensor:
     """R = <g_bar, I(z)>, I = -H^-1 (p_phi - p*) (g_z - g_ref), (..., n): the steering term itself."""
     from fpo import steering
 
-    reference = seen.reference.features[..., None, :]
-    losses = steering.bt_loss_gradients(seen.margins(), seen.preferences(), seen.features, reference)
+    losses = steering.bt_loss_gradients(seen.margins(), seen.preferences(), seen.features, seen.reference_features())
     # H is symmetric: one solve for g_bar serves every candidate.
     return -(losses @ seen.given("solve")(seen.given("mean_gradient")[None])[0])
 
@@ -122,7 +124,7 @@ def overconfidence(seen: Candidates) -> torch.Tensor:
 
 def leverage(seen: Candidates) -> torch.Tensor:
     """R = -<g_z, H^-1 (g_z - g_ref)>, (..., n): the practical form in the metric of H^-1."""
-    differences = seen.features - seen.reference.features[..., None, :]
+    differences = seen.features - seen.reference_features()
     solved = seen.given("solve")(differences.flatten(0, -2)).view_as(differences)
     return -(seen.features * solved).sum(-1)
 

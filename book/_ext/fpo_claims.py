@@ -51,8 +51,7 @@ def verdict_classes(kind, claim):
 
 def apart(claims):
     """The empirical claims, and those that are certain."""
-    certain = [claim for claim in claims if claim.get("certain", False)]
-    return [claim for claim in claims if claim not in certain], certain
+    return [claim for claim in claims if not claim.get("certain")], [claim for claim in claims if claim.get("certain")]
 
 
 class ClaimsTable(ResultsDirective):
