@@ -41,6 +41,17 @@ LOOKS = MappingProxyType(
         "leverage": Look("#882255", (0, (3, 1, 1, 1)), "v"),
         "kl": Look("#E69F00", (0, (3, 1, 1, 1, 1, 1)), "d"),
         "random": Look("#888888", (0, (1, 3)), "*"),
+        # A relative of an arm has its color.
+        "relaxed-centered": Look("#0072B2", ":", "<"),
+        "practical-centered": Look("#CC79A7", ":", ">"),
+        "exact-centered": Look("#000000", ":", "h"),
+        "anchor-other": Look("#CC79A7", (0, (6, 1, 1, 1)), "1"),
+        "random-penalty": Look("#888888", (0, (4, 2)), "2"),
+        "relaxed-permuted": Look("#0072B2", (0, (1, 4)), "3"),
+        "refit": Look("#D55E00", (0, (4, 1)), "H"),
+        "refit-kl": Look("#E69F00", (0, (1, 2)), "8"),
+        "all-labels": Look("#D55E00", (0, (1, 2)), "4"),
+        "early-stop": Look("#D55E00", (0, (6, 1, 1, 1)), "x"),
         "best-of-u": Look("#117733", (0, (8, 2)), "P"),
     }
 )

@@ -8,7 +8,7 @@ features. Shapes: rewards, utilities, log-ratios (..., n), features (..., n, p),
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fpo.steering import Solve
 
-Input = Literal["labels", "mean_gradient", "solve", "log_ratio", "uniform"]
+Input = Literal["labels", "mean_gradient", "mean_difference", "solve", "log_ratio", "uniform", "other"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,16 @@ class Candidates:
     empty : bool tensor (..., n)
         Responses without text: they never win.
     reference : Reference
-    mean_gradient : tensor (p,)
-        g_bar over the policy's candidates.
+    mean_gradient, mean_difference : tensors (p,)
+        g_bar, the mean of g_z over the policy's candidates, and that of g_z - g_ref.
     solve : callable
         v -> H^-1 v; 0 while the RM has no comparisons, so that the penalties which need it are 0.
     log_ratio : tensor (..., n)
         log pi(z) - log pi_base(z).
     uniform : tensor (..., n)
-        Random numbers for the random winner.
+        Random numbers for the random controls.
+    other : tensor (..., p)
+        The features of another prompt's reference.
     """
 
     rewards: torch.Tensor
@@ -59,9 +61,11 @@ class Candidates:
     empty: torch.Tensor
     reference: Reference
     mean_gradient: torch.Tensor | None = None
+    mean_difference: torch.Tensor | None = None
     solve: Solve | None = None
     log_ratio: torch.Tensor | None = None
     uniform: torch.Tensor | None = None
+    other: torch.Tensor | None = None
 
     def given(self, what: Input) -> Any:
         """What a rule reads beside rewards, features and utilities.
@@ -108,13 +112,43 @@ def practical(seen: Candidates) -> torch.Tensor:
     return steering.bt_practical_penalty(seen.features, seen.reference_features())
 
 
+def relaxed_centered(seen: Candidates) -> torch.Tensor:
+    """R = -(p_phi - p*) |g_z - g_ref|^2, (..., n): the relaxed form for the gradient of the margin r_z - r_ref.
+
+    For gradients of equal length it is twice `relaxed`: |g_z - g_ref|^2 = 2 <g_z, g_z - g_ref>.
+    """
+    return -(seen.margins().sigmoid() - seen.preferences()) * _squared_distance(seen)
+
+
+def practical_centered(seen: Candidates) -> torch.Tensor:
+    """R = -|g_z - g_ref|^2, (..., n): for gradients of equal length twice `practical`."""
+    return -_squared_distance(seen)
+
+
+def _squared_distance(seen: Candidates) -> torch.Tensor:
+    return (seen.features - seen.reference_features()).square().sum(-1)
+
+
 def exact(seen: Candidates) -> torch.Tensor:
     """R = <g_bar, I(z)>, I = -H^-1 (p_phi - p*) (g_z - g_ref), (..., n): the steering term itself."""
+    return _steering(seen, seen.given("mean_gradient"))
+
+
+def exact_centered(seen: Candidates) -> torch.Tensor:
+    """R = <mean of g_z - g_ref, I(z)>, (..., n): the steering term of a leader that maximizes E[r_z - r_ref].
+
+    To the policy's own gradient r_ref is a constant. To what the head does to the objective it is not: a head that
+    rates every text higher by as much gains the leader nothing here.
+    """
+    return _steering(seen, seen.given("mean_difference"))
+
+
+def _steering(seen: Candidates, gradient: torch.Tensor) -> torch.Tensor:
     from fpo import steering
 
     losses = steering.bt_loss_gradients(seen.margins(), seen.preferences(), seen.features, seen.reference_features())
-    # H is symmetric: one solve for g_bar serves every candidate.
-    return -(losses @ seen.given("solve")(seen.given("mean_gradient")[None])[0])
+    # H is symmetric: one solve serves every candidate.
+    return -(losses @ seen.given("solve")(gradient[None])[0])
 
 
 def overconfidence(seen: Candidates) -> torch.Tensor:
@@ -134,6 +168,23 @@ def kl(seen: Candidates) -> torch.Tensor:
     return -seen.given("log_ratio")
 
 
+def anchor_other(seen: Candidates) -> torch.Tensor:
+    """R = -<g_z, g_z - g_other>, (..., n): the practical form with another prompt's reference, a control."""
+    from fpo import steering
+
+    return steering.bt_practical_penalty(seen.features, seen.given("other")[..., None, :])
+
+
+def random_penalty(seen: Candidates) -> torch.Tensor:
+    """R uniform in [0, 1), (..., n): a penalty that knows nothing."""
+    return seen.given("uniform")
+
+
+def relaxed_permuted(seen: Candidates) -> torch.Tensor:
+    """`relaxed` with U permuted at random among a prompt's candidates, (..., n): a placebo."""
+    return relaxed(replace(seen, utilities=seen.utilities.gather(-1, seen.given("uniform").argsort(-1))))
+
+
 @dataclass(frozen=True)
 class Rule:
     """One selection rule.
@@ -146,8 +197,8 @@ class Rule:
     gamma : float
         The rule's own weight of R in the score r + gamma R.
     reads : tuple of str
-        What it reads beside rewards, features and reference: `labels` (U of all candidates), `mean_gradient`, `solve`,
-        `log_ratio`, `uniform`.
+        What it reads beside rewards, features and reference: `labels` (U of all candidates), or other entries of
+        `Candidates` by their names.
     score : callable, optional
         For the controls whose winner does not depend on the reward: `Candidates` -> scores, (..., n).
     """
@@ -181,9 +232,15 @@ RULES = MappingProxyType(
             Rule("relaxed", relaxed, 10.0, ("labels",)),
             Rule("practical", practical, 10.0),
             Rule("exact", exact, 1.0, ("labels", "mean_gradient", "solve")),
+            Rule("relaxed-centered", relaxed_centered, 5.0, ("labels",)),
+            Rule("practical-centered", practical_centered, 5.0),
+            Rule("exact-centered", exact_centered, 1.0, ("labels", "mean_difference", "solve")),
             Rule("overconfidence", overconfidence, 10.0, ("labels",)),
             Rule("leverage", leverage, 0.01, ("solve",)),
             Rule("kl", kl, 0.1, ("log_ratio",)),
+            Rule("anchor-other", anchor_other, 10.0, ("other",)),
+            Rule("random-penalty", random_penalty, 1.0, ("uniform",)),
+            Rule("relaxed-permuted", relaxed_permuted, 10.0, ("labels", "uniform")),
             Rule("random", reads=("uniform",), score=lambda seen: seen.given("uniform")),
             Rule("best-of-u", reads=("labels",), score=lambda seen: seen.utilities),
         )

@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+from pathlib import Path
 import json
 import os
 import subprocess
@@ -11,12 +12,15 @@ import sys
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import yaml
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 from fpo import figures, linear, neural, rules
 
-ARMS = sorted({*rules.RULES, *linear.ARMS, *neural.ARMS})
+PLAN = yaml.safe_load((Path(__file__).parents[1] / "notebooks" / "parameters" / "llm_study.yaml").read_text())
+# Early stopping is no arm that plays: it is read off the standard one.
+ARMS = sorted({*rules.RULES, *linear.ARMS, *neural.ARMS, *PLAN["arms"], "early-stop"})
 
 
 @pytest.fixture(autouse=True)

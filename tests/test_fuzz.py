@@ -258,7 +258,7 @@ def test_command_line(folder, words, content, odd, end):
         assert isinstance(chosen, Settings)
         if end is not None:
             raise end
-        return [{"labels": 2}]
+        return [{"labels_asked": 2}]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fpo.llm.__main__.train", play)

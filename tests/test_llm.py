@@ -79,7 +79,7 @@ def bench(tiny):
 FIELDS = {
     "step", "prompt", "rule", "reward", "utility", "winner", "winner_reward", "winner_utility", "reference_reward",
     "reference_utility", "p_phi", "p_star", "penalty_mean", "penalty_spread", "kl", "length", "distinct_2",
-    "repetition", "empty", "head_loss", "policy_loss", "text", "labels", "machine",
+    "repetition", "empty", "head_loss", "policy_loss", "text", "labels_asked", "labels_needed", "machine",
 }  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def test_every_rule_plays(bench, rule, tmp_path):
         )
         assert set(line["machine"]["seconds"]) == {"decode", "reward", "oracle", "select", "head", "policy"}
         assert 0 < line["machine"]["peak_gib"] < 100
-    assert [line["labels"] for line in trace] == [RULES[rule].labels(3) * (i + 1) for i in range(6)]
+    assert [line["labels_needed"] for line in trace] == [RULES[rule].labels(3) * (i + 1) for i in range(6)]
     assert all(abs(line["kl"]) < 1e-3 for line in trace[:4]), "the adapter starts at zero: the policy is the base"
 
 
@@ -207,9 +207,18 @@ def test_another_oracle_is_another_run(tiny, tmp_path):
         train(chosen, tmp_path / "run")
 
 
-def test_a_prompt_that_comes_again_costs_no_reference(tiny):
-    trace = train(settings(**tiny, steps=6, prompt_count=4, window=2))
-    assert [line["labels"] for line in trace] == [2, 4, 6, 8, 9, 10]
+@pytest.mark.parametrize("when", ["at once", "as they come"])
+def test_labels_are_counted_as_asked_and_as_needed(tiny, when):
+    """What the trace measures is asked for and not needed; a prompt that comes again costs no reference."""
+    chosen = settings(**tiny, steps=6, prompt_count=4, window=2, reference_labels=when)
+    trace = train(chosen)
+    assert [line["labels_needed"] for line in trace] == [2, 4, 6, 8, 9, 10]
+    asked = {"at once": [7, 10, 13, 16, 19, 22], "as they come": [4, 8, 12, 16, 19, 22]}
+    assert [line["labels_asked"] for line in trace] == asked[when]
+    lean = train(chosen.replace(measure="winner"))
+    assert lean[-1]["labels_asked"] == lean[-1]["labels_needed"] == 10
+    every = train(chosen.replace(measure="winner", head_learns="candidates"))
+    assert every[-1]["labels_asked"] == every[-1]["labels_needed"] == 22
 
 
 # Several processes
@@ -227,8 +236,9 @@ def test_two_processes_agree_with_one(tiny, tmp_path):
     one = train(settings(**values), tmp_path / "one")
     two = llm_tools.trace(tmp_path / "two")
     assert [line["step"] for line in two] == list(range(8))
+    same = ("prompt", "winner", "text", "labels_asked", "labels_needed")
     for a, b in zip(one, two, strict=True):
-        assert (a["prompt"], a["winner"], a["text"], a["labels"]) == (b["prompt"], b["winner"], b["text"], b["labels"])
+        assert [a[name] for name in same] == [b[name] for name in same]
         for name in ("reward", "utility", "penalty_mean", "head_loss", "policy_loss"):
             assert a[name] == pytest.approx(b[name], abs=1e-5), name
     states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("one", "two")]

@@ -22,7 +22,7 @@ def test_empty_candidates_cannot_win(tiny, monkeypatch):
     assert all(line["empty"] == 2 and line["text"] for line in trace)
     monkeypatch.setattr(made.policy, "text", lambda tokens: "")
     trace = play(made)
-    assert all(line["winner"] is None and line["policy_loss"] is None and line["labels"] == 0 for line in trace)
+    assert all(line["winner"] is None and line["policy_loss"] is None and line["labels_needed"] == 0 for line in trace)
     for value, first in zip(made.policy.adapter.values(), Policy(made.settings).adapter.values(), strict=True):
         assert torch.equal(value, first), "nothing was won, so nothing is learned"
 
@@ -52,8 +52,8 @@ def test_a_window_has_what_its_rules_read_and_no_more(bench):
         writer = Writer(bench, bench.settings.replace(rule=rule, measure="winner"))
         writer.make_references(range(4))
         window = writer.window(range(4))
-        there = {name for name in ("mean_gradient", "solve", "uniform") if getattr(window.scored, name) is not None}
-        assert there == set(record.reads) & {"mean_gradient", "solve", "uniform"}
+        inputs = {"mean_gradient", "mean_difference", "solve", "uniform", "other"}
+        assert {name for name in inputs if getattr(window.scored, name) is not None} == set(record.reads) & inputs
         assert (window.scored.log_ratio is not None) == bool({"log_ratio", "labels"} & set(record.reads))
         labels = window.scored.utilities.isfinite().sum(-1).tolist()
         assert labels == [3 if "labels" in record.reads else 1] * 4

@@ -20,7 +20,7 @@ def command(monkeypatch, capsys):
 
         def play(chosen, folder):
             asked.append(chosen)
-            return [{"labels": 2}]
+            return [{"labels_asked": 2}]
 
         monkeypatch.setattr("fpo.llm.__main__.train", play)
         status = main(list(words))
@@ -100,7 +100,7 @@ def test_the_command_ends_in_one_line(monkeypatch, capsys, raised, status, messa
 
 
 def test_a_folder_that_the_terminal_cannot_show(monkeypatch):
-    monkeypatch.setattr("fpo.llm.__main__.train", lambda chosen, folder: [{"labels": 2}])
+    monkeypatch.setattr("fpo.llm.__main__.train", lambda chosen, folder: [{"labels_asked": 2}])
     shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", shown)
     assert main(["caf\xe9\udcff"]) == 0
@@ -145,7 +145,7 @@ def test_the_command_says_one_line(tiny, tmp_path, capsys):
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(tiny))
     assert main([str(tmp_path / "run"), "--file", str(file), "--set", "steps=2"]) == 0
-    assert "2 steps, 4 oracle labels" in capsys.readouterr().out
+    assert "2 steps, 8 oracle labels" in capsys.readouterr().out
     assert main([str(tmp_path / "run"), "--file", str(file), "--set", "steps=4"]) == 1
     assert "steps = 2 there, 4 now" in capsys.readouterr().err
 

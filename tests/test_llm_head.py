@@ -4,8 +4,9 @@ import numpy as np
 import slow.llm
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 
-from fpo.llm.head import comparison_solver, fit_head, head_pairs, latest, losses_and_gradients
+from fpo.llm.head import Comparisons, comparison_solver, fit_head, head_pairs, losses_and_gradients
 from fpo.llm.prompts import Prompt
 
 
@@ -25,6 +26,20 @@ def test_fit_head_against_scipy():
         for ridge in (1e-3, 0.1):
             found = fit_head(torch.tensor(better), torch.tensor(worse), ridge).numpy()
             assert np.allclose(found, slow.llm.bradley_terry_fit(better - worse, ridge), atol=1e-5)
+
+
+def test_fit_head_to_preferences_against_scipy():
+    """Preferences between 0 and 1, as the loop has them."""
+    for seed in range(10):
+        generator = np.random.default_rng(seed)
+        d, wanted, ridge = generator.normal(size=(20, 6)), generator.random(20), 0.05
+
+        def value(w, d=d, wanted=wanted, ridge=ridge):
+            return (np.logaddexp(0, d @ w) - wanted * (d @ w)).mean() + ridge / 2 * w @ w
+
+        found = fit_head(torch.tensor(d), torch.zeros(20, 6).double(), ridge, torch.tensor(wanted)).numpy()
+        best = minimize(value, np.zeros(6), method="BFGS", options={"gtol": 1e-9}).x
+        assert np.allclose(found, best, atol=1e-5)
 
 
 def a_head(seed=0, n=7, p=4):
@@ -64,5 +79,11 @@ def test_losses_and_gradients_against_automatic_differentiation():
 
 
 def test_the_latest_comparisons():
-    rows = torch.arange(5)[:, None]
-    assert [latest(rows, size).flatten().tolist() for size in (0, 2, 9)] == [[], [3, 4], [0, 1, 2, 3, 4]]
+    def some(*values):
+        numbers = torch.tensor(values)
+        return Comparisons(numbers[:, None], numbers / 10)
+
+    for size, kept in ((0, []), (2, [3, 4]), (4, [1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])):
+        found = some(0, 1, 2).and_latest([some(3), some(4)], size)
+        assert found.differences.flatten().tolist() == kept
+        assert torch.equal(found.preferences, torch.tensor(kept) / 10)

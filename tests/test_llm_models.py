@@ -1,8 +1,12 @@
 """The two models: kinds that are refused, and an adapter that is made anew."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from tools import llm as llm_tools
+from tools.llm import play
 
 from fpo.llm import ModelError, Policy, RewardModel, Workbench, settings
 
@@ -35,17 +39,51 @@ def test_wrong_kinds_of_models(tiny, tmp_path):
         Workbench(settings(**{**tiny, "policy": str(tmp_path / "odd")}))
 
 
-def test_a_reward_model_that_reads_every_token(tiny, tmp_path):
-    """A decoder with a classifier's head scores each token: it is refused, not averaged in silence."""
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("padding", [True, False])
+def test_a_decoder_as_reward_model(tiny, tmp_path, side, padding):
+    """A decoder with a classifier's head scores each token: the last one's score is the text's, as transformers has it.
+
+    Also of a tokenizer that has no token to pad with.
+    """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
     words = AutoTokenizer.from_pretrained(tiny["policy"])
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(**shape, vocab_size=len(words), num_labels=1, pad_token_id=words.pad_token_id)
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    pad = words.pad_token_id if padding else None
+    config = LlamaConfig(**shape, vocab_size=len(words), num_labels=1, pad_token_id=pad, initializer_range=0.3)
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    words.padding_side = side
+    words.pad_token = words.pad_token if padding else None
     words.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="reads every token"):
-        RewardModel(settings(**{**tiny, "reward_model": str(tmp_path)}, head_start="own")).features(["a text"])
+    made = RewardModel(settings(**{**tiny, "reward_model": str(tmp_path)}, head_start="own"))
+    texts = ["a text", "a longer text of several words", "yes", "a text that is the longest of all that there are"]
+    found = made.rewards(made.features(texts))
+    for text, reward in zip(texts, found, strict=True):
+        with torch.no_grad():
+            alone = model(**words(text, return_tensors="pt")).logits
+        assert float(reward) == pytest.approx(float(alone), abs=1e-5)
+
+
+def test_a_policy_without_a_chat_template(tiny, tmp_path):
+    """It works and says what it does."""
+    folder = tmp_path / "plain"
+    shutil.copytree(tiny["policy"], folder)
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        path = folder / name
+        if name.endswith("json"):
+            content = json.loads(path.read_text())
+            content.pop("chat_template", None)
+            path.write_text(json.dumps(content))
+        else:
+            path.unlink(missing_ok=True)
+    chosen = settings(**{**tiny, "policy": str(folder)}, prompt_count=4, steps=4)
+    with pytest.warns(UserWarning, match="has no chat template: prompts are the system message, the text and a new"):
+        bench = Workbench(chosen)
+    shown = bench.policy.tokenizer.decode(bench.prompt_ids[0])
+    assert shown == f"{chosen.system}\n{bench.prompts[0].text}\n"
+    assert len(play(bench)) == 4
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,19 @@ TABLE = {
     "fpo.llm.models": llm("settings weights"),
     "fpo.llm.head": {"steering", "parameters", *llm("models prompts")},
     "fpo.llm.oracles": {"parameters", *llm("models prompts")},
-    "fpo.llm.workbench": {"parameters", *llm("decoding head models oracles prompts settings team weights")},
+    "fpo.llm.workbench": {"parameters", "rules", *llm("decoding head models oracles prompts settings team weights")},
     "fpo.llm.candidates": {"rules", *llm("decoding head oracles prompts settings team workbench")},
-    "fpo.llm.runs": {"files", *llm("candidates models oracles settings team")},
+    "fpo.llm.runs": {"files", *llm("candidates head models oracles settings team")},
     "fpo.llm.loop": {
         "parameters", "rules", *llm("candidates decoding head oracles runs settings team weights workbench")
+    },
+    "fpo.llm.together": {
+        "files", "parameters", "rules", *llm("candidates decoding head loop runs settings workbench")
+    },
+    "fpo.llm.panels": llm("decoding oracles prompts together workbench"),
+    "fpo.llm.study": {
+        "files", "parameters", "results", "rules",
+        *llm("candidates loop oracles panels prompts settings together weights workbench")
     },
     "fpo.llm": llm("candidates loop models prompts runs settings weights workbench"),
     "fpo.llm.__main__": {"llm", "llm.settings", "parameters"},

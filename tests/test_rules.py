@@ -35,6 +35,12 @@ def scored(rewards, features, utilities, reference, **inputs):
     return rules.Candidates(rewards, features, utilities, empty, reference, **inputs)
 
 
+def everything(features, reference, solve, normal):
+    """What any rule reads beside labels."""
+    means = {"mean_gradient": features.mean(0), "mean_difference": features.mean(0) - reference.features}
+    return {**means, "solve": solve, "log_ratio": normal(6), "uniform": normal(6), "other": normal(5)}
+
+
 def head_gradients(head, features):
     """grad_phi r of each candidate by automatic differentiation."""
     weight = head.clone().requires_grad_()
@@ -43,15 +49,23 @@ def head_gradients(head, features):
 
 @pytest.mark.parametrize("seed", range(CASES))
 def test_first_order_forms(seed):
-    head, rewards, features, utilities, reference, _ = random_case(seed)
+    head, rewards, features, utilities, reference, normal = random_case(seed)
+    other, uniform = normal(5), normal(6)
     gradients = head_gradients(head, features)
     first = head_gradients(head, reference.features[None])[0]
     for z in range(len(rewards)):
         inner = gradients[z] @ (gradients[z] - first)
         over = torch.sigmoid(rewards[z] - reference.reward) - torch.sigmoid(utilities[z] - reference.utility)
+        apart = (gradients[z] - first) @ (gradients[z] - first)
         expected = {"relaxed": -over * inner, "practical": -inner, "overconfidence": -over, "standard": 0.0}
+        expected |= {"relaxed-centered": -over * apart, "practical-centered": -apart}
+        expected |= {"anchor-other": -gradients[z] @ (gradients[z] - other), "random-penalty": uniform[z]}
+        shuffled = utilities[uniform.argsort()[z]]
+        permuted = torch.sigmoid(rewards[z] - reference.reward) - torch.sigmoid(shuffled - reference.utility)
+        expected["relaxed-permuted"] = -permuted * inner
+        inputs = {"other": other, "uniform": uniform}
         for rule, value in expected.items():
-            found = rules.choose(rule, scored(rewards, features, utilities, reference)).penalty[z]
+            found = rules.choose(rule, scored(rewards, features, utilities, reference, **inputs)).penalty[z]
             assert float(found) == pytest.approx(float(value), abs=1e-12)
 
 
@@ -68,9 +82,10 @@ def test_forms_with_the_hessian(seed):
     made = steering.bt_hessian(buffer, (buffer @ head).sigmoid(), ridge)
     assert torch.allclose(made, hessian, atol=1e-12)
     inverse = torch.linalg.inv(hessian)
-    inputs = {"mean_gradient": features.mean(0), "solve": steering.dense_solver(made)}
+    difference = features.mean(0) - reference.features
+    inputs = {"mean_gradient": features.mean(0), "solve": steering.dense_solver(made), "mean_difference": difference}
     seen = scored(rewards, features, utilities, reference, **inputs)
-    exact, leverage = rules.exact(seen), rules.leverage(seen)
+    exact, leverage, centered = rules.exact(seen), rules.leverage(seen), rules.exact_centered(seen)
     for z in range(len(rewards)):
         preference = torch.sigmoid(utilities[z] - reference.utility)
 
@@ -80,6 +95,7 @@ def test_forms_with_the_hessian(seed):
 
         influence = -inverse @ torch.func.grad(compared)(head)
         assert float(exact[z]) == pytest.approx(float(features.mean(0) @ influence), abs=1e-10)
+        assert float(centered[z]) == pytest.approx(float(difference @ influence), abs=1e-10)
         expected = -features[z] @ inverse @ (features[z] - reference.features)
         assert float(leverage[z]) == pytest.approx(float(expected), abs=1e-10)
 
@@ -111,6 +127,18 @@ def test_exact_form_is_what_refitting_does_to_the_mean_reward(seed):
         assert float(found[z]) == pytest.approx(float(features.mean(0).numpy() @ moved), rel=2e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_for_gradients_of_equal_length_the_centered_forms_are_twice_the_others(seed):
+    """As for every encoder whose features are normalized: what centering changes there is the weight alone."""
+    head, _, features, utilities, reference, _ = random_case(seed)
+    features = F.normalize(features, dim=-1)
+    first = F.normalize(reference.features, dim=-1)
+    reference = rules.Reference(first @ head, first, reference.utility)
+    seen = scored(features @ head, features, utilities, reference)
+    assert torch.allclose(rules.practical_centered(seen), 2 * rules.practical(seen), atol=1e-12)
+    assert torch.allclose(rules.relaxed_centered(seen), 2 * rules.relaxed(seen), atol=1e-12)
+
+
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_a_window_is_its_prompts(rule):
     """Leading axes are batches."""
@@ -119,8 +147,8 @@ def test_a_window_is_its_prompts(rule):
     empty = torch.zeros_like(rewards, dtype=torch.bool)
     empty[2] = True
     empty[1, :3] = True
-    shared = {"mean_gradient": features[0, 0], "solve": solve}
-    own = {"log_ratio": normal(*rewards.shape), "uniform": normal(*rewards.shape)}
+    shared = {"mean_gradient": features[0, 0], "mean_difference": features[0, 1], "solve": solve}
+    own = {"log_ratio": normal(*rewards.shape), "uniform": normal(*rewards.shape), "other": normal(4, 5)}
     whole = rules.Candidates(rewards, features, utilities, empty, reference, **shared, **own)
     choice = rules.choose(rule, whole, 0.7)
     assert int(choice.winner[2]) == -1 and int(choice.winner[1]) >= 3
@@ -156,7 +184,7 @@ def test_labels_are_those_that_the_choice_reads(rule):
         solve = steering.dense_solver(
             steering.bt_hessian(normal(9, 5), torch.full((9,), 0.5, dtype=torch.float64), 0.1)
         )
-        inputs = {"mean_gradient": features.mean(0), "solve": solve, "log_ratio": normal(6), "uniform": normal(6)}
+        inputs = everything(features, reference, solve, normal)
         won = []
         for labels in (utilities, utilities.roll(1) * 3):
             seen = scored(rewards, features, labels, reference, **inputs)
@@ -168,12 +196,7 @@ def test_labels_are_those_that_the_choice_reads(rule):
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_candidates_that_lack_what_a_rule_reads_are_refused(rule):
     _, rewards, features, utilities, reference, normal = random_case(0)
-    inputs = {
-        "mean_gradient": features.mean(0),
-        "solve": torch.zeros_like,
-        "log_ratio": normal(6),
-        "uniform": normal(6),
-    }
+    inputs = everything(features, reference, torch.zeros_like, normal)
     whole = scored(rewards, features, utilities, reference, **inputs)
     for name in inputs:
         without = dataclasses.replace(whole, **{name: None})
@@ -187,7 +210,7 @@ def test_candidates_that_lack_what_a_rule_reads_are_refused(rule):
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_a_rule_that_reads_labels_is_refused_where_not_all_were_asked_for(rule):
     _, rewards, features, utilities, reference, normal = random_case(0)
-    inputs = {"mean_gradient": features.mean(0), "solve": lambda v: v, "log_ratio": normal(6), "uniform": normal(6)}
+    inputs = everything(features, reference, lambda v: v, normal)
     asked = utilities.clone()
     asked[2] = torch.nan
     some = scored(rewards, features, asked, reference, **inputs)

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         told = error if isinstance(error, ParameterError) else one_line(error, 2000) or type(error).__name__
         print(told, file=sys.stderr)
         return 1
-    told = f"{len(trace)} steps, {trace[-1]['labels']} oracle labels: {given.folder}/trace.jsonl"
+    told = f"{len(trace)} steps, {trace[-1]['labels_asked']} oracle labels: {given.folder}/trace.jsonl"
     # A folder's name may hold what the terminal cannot show.
     encoding = sys.stdout.encoding or "utf-8"
     print(told.encode(encoding, "backslashreplace").decode(encoding))

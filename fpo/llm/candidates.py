@@ -9,7 +9,7 @@ import torch
 
 from fpo import rules
 from fpo.llm import decoding
-from fpo.llm.head import comparison_solver, latest
+from fpo.llm.head import comparison_solver
 from fpo.llm.oracles import Oracle, likelihood_utility
 from fpo.llm.prompts import Prompt, order
 from fpo.llm.settings import Settings
@@ -19,7 +19,8 @@ from fpo.llm.workbench import ReferenceResponse, Workbench
 # Neither a reference nor what is written before the first update depends on these.
 LATER = {
     *("profile", "rule", "gamma", "measure", "steps", "window", "save_every", "policy_lr", "head_lr", "optimizer"),
-    *("learn_from", "head_start", "head_ridge", "buffer_size", "reward_dropout"),
+    *("learn_from", "head_start", "head_prompts", "head_ridge", "head_update", "head_learns", "buffer_size"),
+    *("reward_dropout", "measure_kl", "reference_labels"),
 }
 
 
@@ -39,7 +40,8 @@ class Window:
     scored : Candidates
         What any of the rules reads that the window was written for; U is NaN where nothing was asked.
     kl : tensor (P,)
-        log pi(z) - log pi_base(z) of the first candidate, one sample's estimate of KL(pi, pi_base).
+        log pi(z) - log pi_base(z) of the first candidate, one sample's estimate of KL(pi, pi_base); NaN where it is
+        not measured.
     penalty : tensor (P, N)
     winner : tensor (P,)
         On the CPU; -1 where nobody can win.
@@ -69,8 +71,10 @@ class Writer:
 
     Attributes
     ----------
-    first_comparisons : tensor (n, p)
+    first_comparisons : Comparisons
         The latest of those that the head was fitted to.
+    oracle : callable, optional
+        U; None: the base's likelihood.
     references : dict
         The reference response to each prompt (by its index) that `make_references` was asked for.
 
@@ -86,10 +90,10 @@ class Writer:
         bench.check(settings)
         self.bench, self.settings = bench, settings
         bench.policy.initialize(settings)
-        comparisons = bench.first_fits(settings.head_start, settings.head_ridge, settings.seed)
-        self.first_comparisons = latest(comparisons, settings.buffer_size)
+        comparisons = bench.first_fits(settings.head_start, settings.head_ridge, settings.seed, settings.head_prompts)
+        self.first_comparisons = comparisons.and_latest([], settings.buffer_size)
         self.references: dict[int, ReferenceResponse] = {}
-        self._oracle = bench.chosen_oracle(settings)
+        self.oracle = bench.chosen_oracle(settings)
         self._order: list[int] = []
         self._key = tuple(settings.model_dump(exclude=LATER).items())
         bench.writer = self
@@ -151,7 +155,9 @@ class Writer:
         stream = np.stack([decoding.uniforms(s.seed, "reference", index, (1, s.max_new_tokens)) for index in indices])
         with bench.policy.base():
             tokens = self._decode(ids, stream).tokens
-            nll = decoding.split_nll(bench.policy.model, ids, [row[0] for row in tokens], s.chunk)
+            nll = [(float("nan"), float("nan"))] * len(ids)
+            if self.oracle is None:
+                nll = decoding.split_nll(bench.policy.model, ids, [row[0] for row in tokens], s.chunk)
         texts = [[bench.policy.text(row) for row in group] for group in tokens]
         prompts = [bench.prompts[index] for index in indices]
         features = self.features(prompts, [group[0] for group in texts])
@@ -195,9 +201,9 @@ class Writer:
         TrainingError
             If it is not a finite number.
         """
-        if self._oracle is not None:
+        if self.oracle is not None:
             prompts = [self.bench.prompts[index] for index in indices]
-            return _asked(self._oracle, prompts, texts).to(self.bench.policy.device)
+            return _asked(self.oracle, prompts, texts).to(self.bench.policy.device)
         base_nll = self._base_nll(indices, tokens) if base_nll is None else base_nll
         if not bool(base_nll.isfinite().all()):
             raise TrainingError("the base's likelihood is not a finite number: try dtype = 'float32'")
@@ -210,14 +216,18 @@ class Writer:
         ]
         return torch.tensor(values, device=self.bench.policy.device)
 
-    def _write(self, positions: Sequence[int]) -> decoding.Continuations:
+    def stream(self, positions: Sequence[int]) -> np.ndarray:
+        """The random numbers that the candidates of these steps are drawn with, (P, N, T)."""
+        shape = (self.settings.candidates, self.settings.max_new_tokens)
+        return np.stack([decoding.uniforms(self.settings.seed, "candidate", position, shape) for position in positions])
+
+    def write(self, positions: Sequence[int]) -> decoding.Continuations:
+        """The candidates of these steps."""
         # Runs from the same start write the same until their first update.
-        s, known, key = self.settings, self.bench.first_written, (self._key, tuple(positions))
+        known, key = self.bench.first_written, (self._key, tuple(positions))
         if self.bench.policy.untrained and key in known:
             return known[key]
-        shape = (s.candidates, s.max_new_tokens)
-        stream = np.stack([decoding.uniforms(s.seed, "candidate", position, shape) for position in positions])
-        written = self._decode(self.prompt_ids(positions), stream)
+        written = self._decode(self.prompt_ids(positions), self.stream(positions))
         if self.bench.policy.untrained:
             known[key] = written
         return written
@@ -228,6 +238,7 @@ class Writer:
         also: Collection[str] = (),
         comparisons: torch.Tensor | None = None,
         clock: Clock | None = None,
+        written: decoding.Continuations | None = None,
     ) -> Window:
         """Let the policy write to the prompts of these steps, and choose the winners of the settings' rule.
 
@@ -241,6 +252,8 @@ class Writer:
             For H; None: those that the head was fitted to.
         clock : Clock, optional
             Gets the seconds of decode, reward, oracle and select.
+        written : Continuations, optional
+            What the policy wrote, where it has written already.
 
         Raises
         ------
@@ -260,16 +273,20 @@ class Writer:
         names = {s.rule, *also}
         read = rules.reads(names)
         with clock("decode"):
-            written = self._write(positions)
+            written = self.write(positions) if written is None else written
             texts = [[bench.policy.text(row) for row in group] for group in written.tokens]
         with clock("reward"):
             noisy = s.reward_dropout == "update and standard scores" and names == {"standard"}
             scored = self._rewarded(prompts, texts, references, noisy)
         with clock("oracle"):
-            all_labels = s.measure == "candidates" or "labels" in read
-            all_nll = "log_ratio" in read or (self._oracle is None and all_labels)
-            base_nll = self._base_nll(indices, written.tokens if all_nll else [group[:1] for group in written.tokens])
-            log_pi = torch.tensor(written.logprobs, dtype=torch.float64)[:, : base_nll.shape[1]]
+            all_labels = "candidates" in (s.measure, s.head_learns) or "labels" in read
+            all_nll = "log_ratio" in read or (self.oracle is None and all_labels)
+            log_pi = torch.tensor(written.logprobs, dtype=torch.float64)
+            log_pi = log_pi[:, : s.candidates if all_nll else 1]
+            if all_nll or s.measure_kl:
+                base_nll = self._base_nll(indices, [group[: log_pi.shape[1]] for group in written.tokens])
+            else:
+                base_nll = torch.full_like(log_pi, torch.nan)
             log_ratio = (log_pi + base_nll).to(scored.rewards)
             prompt_nll = [each["prompt_nll"] for each in references]
             if all_labels:
@@ -324,11 +341,16 @@ class Writer:
     ) -> rules.Candidates:
         s, team = self.settings, self.bench.team
         found: dict[str, Any] = {}
-        if "mean_gradient" in read:
-            total = team.add(scored.features[~scored.empty].sum(0))
-            found["mean_gradient"] = total / team.add((~scored.empty).sum()).clamp(min=1)
+        differences = scored.features - scored.reference_features()
+        for name, values in (("mean_gradient", scored.features), ("mean_difference", differences)):
+            if name in read:
+                total = team.add(values[~scored.empty].sum(0))
+                found[name] = total / team.add((~scored.empty).sum()).clamp(min=1)
+        if "other" in read:
+            # The neighbor in the window, whoever that is: every reference serves once.
+            found["other"] = scored.reference.features.roll(1, 0)
         if "solve" in read:
-            comparisons = self.first_comparisons if comparisons is None else comparisons
+            comparisons = self.first_comparisons.differences if comparisons is None else comparisons
             found["solve"] = comparison_solver(comparisons, self.bench.reward_model.head.weight[0], s.head_ridge)
         if "uniform" in read:
             drawn = [decoding.uniforms(s.seed, "winner", position, (s.candidates,)) for position in positions]

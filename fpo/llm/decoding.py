@@ -103,6 +103,8 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p:
     mass = torch.softmax(logits.float() / temperature, dim=-1)
     drawn = torch.empty(len(mass), dtype=torch.long, device=mass.device)
     rows, whole = torch.arange(len(mass), device=mass.device), mass.shape[-1]
+    # Where all words are kept, their mass is known beforehand, and those that come after the one drawn need no order.
+    total = mass.sum(-1, dtype=torch.float64) if top_p == 1 else None
     for near in (min(near, whole) for near in (*NEAR, whole)):
         values, words = torch.topk(mass[rows], near, dim=-1)
         cumulated = values.cumsum(-1, dtype=torch.float64)
@@ -110,7 +112,9 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p:
         # Rounding may leave the sum of all words just short of top_p = 1.
         enough = (cumulated[:, -1] >= top_p) | (near == whole)
         cumulated = values.cumsum(-1, dtype=torch.float64)
-        rank = (cumulated <= uniform[rows, None] * cumulated[:, -1:]).sum(-1)
+        goal = uniform[rows] * (cumulated[:, -1] if total is None else total[rows])
+        enough |= (cumulated[:, -1] > goal) & (total is not None)
+        rank = (cumulated <= goal[:, None]).sum(-1)
         last_kept = (values > 0).sum(-1) - 1
         word = words.gather(1, torch.minimum(rank, last_kept)[:, None])[:, 0]
         drawn[rows[enough]] = word[enough]
@@ -124,7 +128,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p:
 class Continuations:
     """`tokens[i][j]`: the ids of continuation j of prompt i, its end mark included if it came to one.
 
-    `logprobs[i][j]` is the sum of log pi(token) at temperature 1 over all words.
+    `logprobs[i][j]` is the sum of log pi(token) over all words, at temperature 1 or another.
     """
 
     tokens: list[list[list[int]]]
@@ -141,6 +145,7 @@ def decode(
     min_new_tokens: int,
     temperature: float,
     top_p: float,
+    scored_at: float = 1.0,
 ) -> Continuations:
     """Continue each prompt N times, all of them as one left-padded batch whose prompts are read once.
 
@@ -158,6 +163,8 @@ def decode(
         Least length, the end mark not counted.
     temperature, top_p : float
         As in `draw`.
+    scored_at : float
+        Temperature of the log-probabilities.
     """
     count, copies, longest = uniform.shape
     hidden, mask, positions, cache = _prefill(model, prompts, copies, longest)
@@ -171,12 +178,13 @@ def decode(
     lengths = torch.full((count * copies,), longest, device=model.device)
     for step in range(longest):
         logits = logits.float()
-        whole = logits.logsumexp(-1)
+        scores = logits / scored_at if scored_at != 1 else logits
+        whole = scores.logsumexp(-1)
         if step < min_new_tokens:
             logits[:, mark] = -torch.inf
         word = draw(logits, stream[:, step], temperature, top_p)
         tokens[:, step] = word
-        logprobs[:, step] = logits.gather(1, word[:, None])[:, 0] - whole
+        logprobs[:, step] = scores.gather(1, word[:, None])[:, 0] - whole
         lengths = torch.where(torch.isin(word, mark) & (lengths == longest), step + 1, lengths)
         if step + 1 == longest or bool((lengths <= step + 1).all()):
             break
@@ -196,11 +204,13 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _nll(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
+def _nll(
+    model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor, chunk: int, temperature: float = 1.0
+) -> torch.Tensor:
     """-log pi(target) for hidden states (n, h), `chunk` rows at a time so that n x V logits are never held."""
     head = model.get_output_embeddings()
     parts = [
-        F.cross_entropy(head(hidden[rows]).float(), targets[rows], reduction="none")
+        F.cross_entropy(head(hidden[rows]).float() / temperature, targets[rows], reduction="none")
         for rows in _chunks(len(targets), chunk)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0)
@@ -224,7 +234,11 @@ def split_nll(
 
 @torch.inference_mode()
 def response_nll(
-    model: PreTrainedModel, prompts: Sequence[Ids], responses: Sequence[Sequence[Ids]], chunk: int
+    model: PreTrainedModel,
+    prompts: Sequence[Ids],
+    responses: Sequence[Sequence[Ids]],
+    chunk: int,
+    temperature: float = 1.0,
 ) -> list[list[float]]:
     """Sum of -log pi(response | prompt) for N responses to each of P prompts; the prompts are read once."""
     copies = len(responses[0])
@@ -246,7 +260,7 @@ def response_nll(
         ).last_hidden_state
         first = torch.cat([first, rest], 1)
     values = torch.zeros_like(ids, dtype=torch.float32)
-    values[real] = _nll(model, first[real], ids[real], chunk)
+    values[real] = _nll(model, first[real], ids[real], chunk, temperature)
     sums = values.sum(-1).tolist()
     return [sums[i * copies : (i + 1) * copies] for i in range(len(responses))]
 
@@ -258,12 +272,13 @@ def backward_nll(
     chunk: int,
     *,
     whole: bool,
-    share: float,
+    share: float | Sequence[float],
 ) -> list[float]:
     """Add the gradient of `share` times the sum of the sequences' mean NLL to the model's trainable parameters.
 
-    `whole` counts the prompt's tokens too, otherwise the response's alone. Cross-entropy is differentiated chunk by
-    chunk up to the hidden states, then the model once. Returns each sequence's mean NLL.
+    With several shares each sequence has its own. `whole` counts the prompt's tokens too, otherwise the response's
+    alone. Cross-entropy is differentiated chunk by chunk up to the hidden states, then the model once. Returns each
+    sequence's mean NLL.
     """
     rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     ids, mask = padded(rows, "right", 0, model.device)
@@ -273,16 +288,17 @@ def backward_nll(
         counted &= torch.arange(1, ids.shape[1], device=model.device) >= starts[:, None]
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     weights = (counted / counted.sum(-1, keepdim=True))[counted]
+    owners = counted.nonzero()[:, 0]
+    shares = torch.tensor(share, dtype=weights.dtype, device=ids.device).expand(len(rows))[owners]
     states, targets = hidden[:, :-1][counted].detach(), ids[:, 1:][counted]
     values, gradient = torch.zeros_like(weights), torch.empty_like(states)
     head = model.get_output_embeddings()
     for part in _chunks(len(targets), chunk):
         piece = states[part].requires_grad_()
         loss = F.cross_entropy(head(piece).float(), targets[part], reduction="none")
-        (gradient[part],) = torch.autograd.grad((loss * weights[part]).sum() * share, piece)
+        (gradient[part],) = torch.autograd.grad((loss * weights[part] * shares[part]).sum(), piece)
         values[part] = loss.detach()
     whole_gradient = torch.zeros_like(hidden)
     whole_gradient[:, :-1][counted] = gradient
     hidden.backward(whole_gradient)
-    owners = counted.nonzero()[:, 0]
     return torch.zeros(len(rows), device=ids.device).index_add_(0, owners, values * weights).tolist()

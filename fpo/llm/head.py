@@ -5,7 +5,8 @@ n comparisons of a better with a worse response, p features.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,19 @@ FILLERS = (
     "I would be glad to give you a helpful answer.",
 )
 FITTED = ("answers", "blind spot")
+
+
+class Comparisons(NamedTuple):
+    """What the head learns from: f_z - f_ref, (n, p), and how much z is preferred, p* (n,)."""
+
+    differences: torch.Tensor
+    preferences: torch.Tensor
+
+    def and_latest(self, new: Iterable["Comparisons"], size: int) -> "Comparisons":
+        """With new ones behind them, the last `size` of all."""
+        parts = [self, *new]
+        kept = slice(max(sum(len(part.preferences) for part in parts) - size, 0), None)
+        return Comparisons(*(torch.cat(values)[kept] for values in zip(*parts, strict=True)))
 
 
 def check_answers(prompts: Sequence[Prompt], needed_by: str, incorrect: bool = False) -> None:
@@ -64,10 +78,13 @@ def head_pairs(prompts: Sequence[Prompt], kind: str, seed: int) -> tuple[list[st
     return better, worse
 
 
-def fit_head(better: torch.Tensor, worse: torch.Tensor, ridge: float) -> torch.Tensor:
-    """w that minimizes mean log(1 + exp(-w.(f_better - f_worse))) + (ridge / 2) |w|^2, by Newton's method.
+def fit_head(
+    better: torch.Tensor, worse: torch.Tensor, ridge: float, preferences: torch.Tensor | None = None
+) -> torch.Tensor:
+    """w that minimizes the mean of BCE(w.(f_better - f_worse), p*) + (ridge / 2) |w|^2, by Newton's method.
 
-    Shapes: (n, p) twice to (p,). The problem is strictly convex; the last Newton step is below 1e-8.
+    The preferences p* are 1 where none are given. Shapes: (n, p) twice and (n,) to (p,). The problem is strictly
+    convex; the last Newton step is below 1e-8.
 
     Raises
     ------
@@ -76,14 +93,15 @@ def fit_head(better: torch.Tensor, worse: torch.Tensor, ridge: float) -> torch.T
     """
     differences = (better - worse).double()
     weight = differences.new_zeros(differences.shape[1])
+    wanted = torch.ones(len(differences)).to(differences) if preferences is None else preferences.double()
 
     def loss(at: torch.Tensor) -> torch.Tensor:
-        return F.softplus(-(differences @ at)).mean() + ridge / 2 * at @ at
+        return F.binary_cross_entropy_with_logits(differences @ at, wanted) + ridge / 2 * at @ at
 
     for _ in range(50):
-        wrong = torch.sigmoid(-(differences @ weight))
-        gradient = -(wrong[:, None] * differences).mean(0) + ridge * weight
-        hessian = steering.bt_hessian(differences, wrong, ridge)
+        found = torch.sigmoid(differences @ weight)
+        gradient = ((found - wanted)[:, None] * differences).mean(0) + ridge * weight
+        hessian = steering.bt_hessian(differences, found, ridge)
         step = torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(hessian))[:, 0]
         scale = 1.0
         while scale > 1e-6 and loss(weight - scale * step) > loss(weight):
@@ -101,16 +119,19 @@ class FirstFits:
         self._reward_model, self._prompts = reward_model, prompts
         self._found: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def __call__(self, kind: str, ridge: float, seed: int) -> torch.Tensor:
-        """Set the head; returns the comparisons that it was fitted to, (n, p).
+    def __call__(self, kind: str, ridge: float, seed: int, count: int = 0) -> Comparisons:
+        """Set the head; returns the comparisons that it was fitted to, those of `count` prompts if not 0.
 
         None for a head that is zero or the classifier's own.
         """
         self._reward_model.reset_head(own=kind == "own")
         head = self._reward_model.head
         if kind not in FITTED:
-            return torch.zeros(0, head.in_features, device=head.weight.device)
-        better, worse = head_pairs(self._prompts, kind, seed)
+            return Comparisons(head.weight.new_zeros(0, head.in_features), head.weight.new_zeros(0))
+        prompts = self._prompts
+        if 0 < count < len(prompts):
+            prompts = random.Random(f"head {seed}").sample(prompts, count)
+        better, worse = head_pairs(prompts, kind, seed)
         fit = (ridge, *better, *worse)
         if fit not in self._found:
             above, below = self._reward_model.features(better), self._reward_model.features(worse)
@@ -118,12 +139,7 @@ class FirstFits:
         weight, comparisons = self._found[fit]
         with torch.no_grad():
             head.weight.copy_(weight[None])
-        return comparisons
-
-
-def latest(comparisons: torch.Tensor, size: int) -> torch.Tensor:
-    """The last `size` comparisons of (n, p), or all there are."""
-    return comparisons[max(len(comparisons) - size, 0) :]
+        return Comparisons(comparisons, torch.ones_like(comparisons[:, 0]))
 
 
 def comparison_solver(comparisons: torch.Tensor, weight: torch.Tensor, ridge: float) -> steering.Solve:

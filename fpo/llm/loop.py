@@ -6,14 +6,14 @@ batch and ends in one update of the RM's head and one of the policy's adapter.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fpo.llm import decoding, runs
 from fpo.llm.candidates import TrainingError, Window, Writer
-from fpo.llm.head import latest, losses_and_gradients
+from fpo.llm.head import Comparisons, fit_head, losses_and_gradients
 from fpo.llm.oracles import Oracle, distinct_2, repetition
 from fpo.llm.runs import Optimizers
 from fpo.llm.settings import Settings
@@ -78,7 +78,8 @@ def train(
     optimizers = {name: _optimizer(settings.optimizer, values, rates[name]) for name, values in trained.items()}
     with runs.claimed(folder, saved, team) as run:
         checkpoint = run.resume()
-        writer.make_references(range(settings.steps), run.references(), run.save_references)
+        first = settings.steps if settings.reference_labels == "at once" else 0
+        writer.make_references(range(first), run.references(), run.save_references)
         seed_streams(settings.seed)
         comparisons = writer.first_comparisons
         if checkpoint:
@@ -88,8 +89,9 @@ def train(
             for start in range(done, settings.steps, settings.window):
                 clock = Clock()
                 positions = range(start, min(start + settings.window, settings.steps))
-                lines, new = _step(writer, positions, optimizers, comparisons, clock)
-                comparisons = latest(torch.cat([comparisons, *new]), settings.buffer_size)
+                if settings.reference_labels == "as they come":
+                    writer.make_references(positions, save=run.save_references)
+                lines, comparisons = _step(writer, positions, optimizers, comparisons, clock)
                 machine = _machine(clock, len(positions))
                 run.extend([line | {"machine": machine} for line in lines])
                 if run.writes:
@@ -111,51 +113,81 @@ def _optimizer(kind: str, values: Sequence[torch.Tensor], rate: float) -> torch.
 
 
 def _step(
-    writer: Writer, positions: Sequence[int], optimizers: Optimizers, comparisons: torch.Tensor, clock: Clock
-) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
-    """One window: its trace lines and its comparisons, (1, p) each, of all processes."""
-    team, policy = writer.bench.team, writer.bench.policy
-    window = writer.window(team.share(positions), comparisons=comparisons, clock=clock)
+    writer: Writer, positions: Sequence[int], optimizers: Optimizers, comparisons: Comparisons, clock: Clock
+) -> tuple[list[dict[str, Any]], Comparisons]:
+    """One window: its trace lines, and the comparisons with those of all processes."""
+    s, team, policy = writer.settings, writer.bench.team, writer.bench.policy
+    window = writer.window(team.share(positions), comparisons=comparisons.differences, clock=clock)
     fought = [i for i, winner in enumerate(window.winner.tolist()) if winner >= 0]
     total = int(team.add(torch.tensor(len(fought), device=policy.device)))
     for optimizer in optimizers.values():
         optimizer.zero_grad()
-    differences: list[torch.Tensor] = []
-    head_losses: list[float] = []
+    learned: dict[int, Learned] = {}
     policy_losses: list[float] = []
     with clock("head"):
         if fought:
-            differences, head_losses = _head_gradient(writer, window, fought, total)
+            weight = writer.bench.reward_model.head.weight
+            gradient, learned = head_gradient(writer, window, fought)
+            # A bias drops out of every comparison: its gradient stays 0.
+            weight.grad = gradient[None] / total
     with clock("policy"):
         if fought:
             policy_losses = _policy_gradient(writer, window, fought, total)
         if total:
             _update(writer, optimizers, positions[0])
-    losses = {i: pair for i, *pair in zip(fought, head_losses, policy_losses, strict=True)}
-    lines = [_line(writer, window, i, *losses.get(i, (None, None))) for i in range(len(window.positions))]
-    own = dict(zip(fought, differences, strict=True))
-    gathered = team.gather([own.get(i) for i in range(len(lines))])
-    return team.gather(lines), [each[None].to(comparisons) for each in gathered if each is not None]
+    losses = dict(zip(fought, policy_losses, strict=True))
+    lines = [line(writer, window, i, learned.get(i), losses.get(i)) for i in range(len(window.positions))]
+    new = [each for each in team.gather([learned.get(i) for i in range(len(lines))]) if each is not None]
+    device = comparisons.differences.device
+    comparisons = comparisons.and_latest(
+        [Comparisons(*(values.to(device) for values in each.comparisons)) for each in new], s.buffer_size
+    )
+    with clock("head"):
+        if s.head_update == "refit" and new:
+            writer.bench.reward_model.head.weight.data.copy_(refitted(comparisons, s.head_ridge)[None])
+    return team.gather(lines), comparisons
 
 
-def _head_gradient(
-    writer: Writer, window: Window, fought: Sequence[int], total: int
-) -> tuple[list[torch.Tensor], list[float]]:
-    """Set the gradient of the mean of BCE(r_win - r_ref, p*); returns the comparisons and their losses."""
-    s, scored, rows = writer.settings, window.scored, torch.tensor(fought)
-    won = window.winner[rows]
-    features, references = scored.features[rows, won], scored.reference.features[rows]
+class Learned(NamedTuple):
+    """What the RM learns from one prompt: its comparisons, on the CPU, and their mean loss."""
+
+    comparisons: Comparisons
+    loss: float
+
+
+def head_gradient(writer: Writer, window: Window, fought: Sequence[int]) -> tuple[torch.Tensor, dict[int, Learned]]:
+    """Sum over prompts of the gradient of the mean of BCE(r_z - r_ref, p*) over z, (p,), and what each prompt gives.
+
+    z is the winner, or each candidate that is not empty.
+    """
+    s, scored = writer.settings, window.scored
+    texts = [
+        [int(window.winner[i])] if s.head_learns == "winner" else (~scored.empty[i]).nonzero()[:, 0].tolist()
+        for i in fought
+    ]
+    pairs = [(i, z) for i, group in zip(fought, texts, strict=True) for z in group]
+    rows, chosen = (torch.tensor(values) for values in zip(*pairs, strict=True))
+    features, references = scored.features[rows, chosen], scored.reference.features[rows]
     if s.reward_dropout != "off":
-        prompts = [window.prompts[i] for i in fought]
-        texts = [window.texts[i][int(window.winner[i])] for i in fought]
-        texts += [window.reference_texts[i] for i in fought]
-        features, references = writer.features(prompts * 2, texts, dropout=True).split(len(fought))
+        prompts = [window.prompts[i] for i, _ in pairs]
+        read = [window.texts[i][z] for i, z in pairs] + [window.reference_texts[i] for i, _ in pairs]
+        features, references = writer.features(prompts * 2, read, dropout=True).split(len(pairs))
     weight = writer.bench.reward_model.head.weight
-    preferences = (scored.utilities[rows, won] - scored.reference.utility[rows]).sigmoid()
+    preferences = (scored.utilities[rows, chosen] - scored.reference.utility[rows]).sigmoid()
     losses, gradients = losses_and_gradients(weight[0], features, references, preferences)
-    # A bias drops out of every comparison: its gradient stays 0.
-    weight.grad = gradients.sum(0, keepdim=True) / total
-    return list((features - references).cpu()), losses.tolist()
+    shares = torch.tensor([1 / len(group) for group in texts for _ in group]).to(gradients)
+    learned = {}
+    for i, group in zip(fought, texts, strict=True):
+        own = rows == i
+        comparisons = Comparisons((features - references)[own].cpu(), preferences[own].cpu())
+        learned[i] = Learned(comparisons, float(losses[own].sum()) / len(group))
+    return (shares[:, None] * gradients).sum(0), learned
+
+
+def refitted(comparisons: Comparisons, ridge: float) -> torch.Tensor:
+    """The head that minimizes its loss over all of them, (p,): the follower of the theorem, which has converged."""
+    differences, preferences = comparisons
+    return fit_head(differences, torch.zeros_like(differences), ridge, preferences)
 
 
 def _policy_gradient(writer: Writer, window: Window, fought: Sequence[int], total: int) -> list[float]:
@@ -191,14 +223,17 @@ def _update(writer: Writer, optimizers: Optimizers, start: int) -> None:
 # The trace
 
 
-def _line(writer: Writer, window: Window, i: int, head_loss: float | None, policy_loss: float | None) -> dict[str, Any]:
+def line(writer: Writer, window: Window, i: int, learned: Learned | None, policy_loss: float | None) -> dict[str, Any]:
+    """The trace's entry for the i-th prompt of a window; its labels are counted, not yet summed."""
     s, scored = writer.settings, window.scored
     won, position, texts = int(window.winner[i]), window.positions[i], window.texts[i]
     fought, there = won >= 0, ~scored.empty[i]
     reward, utility, penalty = scored.rewards[i], scored.utilities[i], window.penalty[i][there]
     first_reward, first_utility = scored.reference.reward[i], scored.reference.utility[i]
     # A prompt that comes again brings its reference's label along.
-    labels = RULES[s.rule].labels(s.candidates) - (position >= len(writer.bench.prompts))
+    new = position < len(writer.bench.prompts)
+    needed = s.candidates if s.head_learns == "candidates" else RULES[s.rule].labels(s.candidates) - 1
+    references = new if s.reference_labels == "as they come" else len(writer.references) * (position == 0)
     return {
         "step": position,
         "prompt": window.prompts[i].id,
@@ -214,15 +249,16 @@ def _line(writer: Writer, window: Window, i: int, head_loss: float | None, polic
         "p_star": _sigmoid(utility[won] - first_utility) if fought else None,
         "penalty_mean": float(penalty.mean()) if len(penalty) else None,
         "penalty_spread": float(penalty.std(correction=0)) if len(penalty) else None,
-        "kl": float(window.kl[i]),
+        "kl": float(window.kl[i]) if s.measure_kl else None,
         "length": float(np.mean([len(row) for row in window.tokens[i]])),
         "distinct_2": distinct_2(texts),
         "repetition": float(np.mean([repetition(text) for text in texts])),
         "empty": int(scored.empty[i].sum()),
-        "head_loss": head_loss,
+        "head_loss": learned.loss if learned else None,
         "policy_loss": policy_loss,
         "text": texts[won] if fought else None,
-        "labels": labels if fought else 0,
+        "labels_asked": int(utility.isfinite().sum()) + references,
+        "labels_needed": needed + new if fought else 0,
     }
 
 

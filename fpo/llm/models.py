@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from fpo.llm import weights
@@ -90,9 +91,15 @@ class Policy:
         ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ends = self.tokenizer.eos_token_id if ends is None or random else ends
         self.ends = list(ends) if isinstance(ends, list | tuple) else [ends]
+        if self.tokenizer.chat_template is None:
+            warnings.warn(
+                f"policy = {name!r} has no chat template: prompts are the system message, the text and a new line",
+                stacklevel=2,
+            )
         self._check_head(self.model)
         self._check_targets(self.model, name, settings.lora_targets.split())
         self._peft: Any = None
+        self._beside = False  # whether several adapters are on, side by side
         self._initial: tuple[Mapping[str, Any], list[torch.Tensor]] | None = None
         self.initialize(settings)
 
@@ -172,9 +179,56 @@ class Policy:
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """The base model: the adapter switched off."""
-        with self._peft.disable_adapter():
-            yield
+        """The base model: the adapter switched off, or all of them."""
+        if self._beside:
+            self._beside = False
+            try:
+                yield
+            finally:
+                self._beside = True
+        else:
+            with self._peft.disable_adapter():
+                yield
+
+    @contextmanager
+    def side_by_side(self, adapters: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """R adapters in place of the one: every batch holds the rows of one run after another, as many of each.
+
+        Run i's rows get y = W x + s B_i A_i x, the base's weights are read once for all of them (LoRA, Hu et al.
+        2021; s = lora_alpha / lora_rank). The adapter's dropout is off.
+
+        Parameters
+        ----------
+        adapters : mapping of tensors (R, ...)
+            By the names of `adapter`.
+        """
+        layers = {path: layer for path, layer in self._peft.named_modules() if isinstance(layer, LoraLayer)}
+        hooks = [
+            layer.register_forward_hook(
+                self._adding(
+                    *(adapters[f"{path}.lora_{part}.default.weight"] for part in "AB"), layer.scaling["default"]
+                )
+            )
+            for path, layer in layers.items()
+        ]
+        self._beside = True
+        try:
+            with self._peft.disable_adapter():
+                yield
+        finally:
+            self._beside = False
+            for hook in hooks:
+                hook.remove()
+
+    def _adding(self, down: torch.Tensor, up: torch.Tensor, scale: float) -> Any:
+        def add(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor | None:
+            if not self._beside:
+                return None
+            rows = inputs[0].reshape(len(down), -1, down.shape[-1]).to(down.dtype)  # (R, rows x tokens, in)
+            added = torch.bmm(torch.bmm(rows, down.mT), up.mT)
+            return out + (scale * added).view_as(out).to(out.dtype)
+
+        return add
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -186,9 +240,12 @@ class Policy:
             self._peft.eval()
 
     def encode(self, text: str, system: str) -> list[int]:
-        """A prompt's ids under the chat template, ready to be answered; plain where the tokenizer has no template."""
+        """A prompt's ids under the chat template, ready to be answered.
+
+        Where the tokenizer has no template: the system message, the text, and a new line.
+        """
         if self.tokenizer.chat_template is None:
-            return self.tokenizer(text).input_ids
+            return self.tokenizer("\n".join([*([system] if system else []), text, ""])).input_ids
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": text})
         shown = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -203,8 +260,9 @@ class Policy:
 class RewardModel:
     """A frozen encoder and a linear head: r = w . features + b, so that grad_phi r is the features (and 1 for b).
 
-    A sequence classifier with one output keeps its own head, and the features are what that layer reads. Any other
-    encoder gives its mean state over the text's tokens, normalized, and a new head without bias.
+    A sequence classifier with one output keeps its own head, and the features are what that layer reads: of a decoder,
+    at the text's last token. Any other encoder gives its mean state over the text's tokens, normalized, and a new head
+    without bias.
 
     Raises
     ------
@@ -224,6 +282,8 @@ class RewardModel:
         if classifier and config.num_labels != 1:
             raise ModelError(f"reward_model = {name!r} has {config.num_labels} outputs: a reward model has one")
         self._name = name
+        self._asked: tuple | None = None  # what was read last, and what it gave
+        self._features = torch.empty(0)
         self._own: torch.nn.Linear | None = None  # a classifier's own head, and what it read last
         self._read = torch.empty(0)
         if settings.head_start == "own" and not classifier:
@@ -233,6 +293,10 @@ class RewardModel:
         self._encoder = weights.build(loader, config, folder, name, dtype, _random_seed(settings))
         self._encoder.to(self.device).eval().requires_grad_(False)
         self.tokenizer = weights.tokenizer(name, folder or packaged_encoder())
+        if self.tokenizer.pad_token is None:  # decoders often have none, and a batch needs one
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if config.pad_token_id is None:
+            self._encoder.config.pad_token_id = self.tokenizer.pad_token_id
         if classifier:
             layers = [layer for layer in self._encoder.modules() if isinstance(layer, torch.nn.Linear)]
             heads = [layer for layer in layers if layer.out_features == 1]
@@ -268,6 +332,9 @@ class RewardModel:
         self, texts: Sequence[str], prompts: Sequence[str] | None = None, dropout: bool = False
     ) -> torch.Tensor:
         """What the head reads of each text, (n, p) float32: without `prompts` the RM sees the texts alone."""
+        asked = (list(texts), None if prompts is None else list(prompts))
+        if not dropout and asked == self._asked:  # the oracle `answer` asks for what the RM has just read
+            return self._features.clone()
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]) + (len(prompts[i]) if prompts else 0))
         found = torch.empty(len(texts), self.head.in_features, device=self.device)
         for start in range(0, len(order), self._batch):
@@ -279,6 +346,8 @@ class RewardModel:
                 *pairs, padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
             ).to(self.device)
             found[rows] = self._forward(read, dropout)
+        if not dropout:
+            self._asked, self._features = asked, found.clone()
         return found
 
     @torch.no_grad()
@@ -287,9 +356,12 @@ class RewardModel:
         out = self._encoder(**read)
         self._encoder.eval()
         if self._own is not None:
-            if self._read.dim() != 2:
-                raise ModelError("the RM's head reads every token and not the text as a whole: not supported")
-            return self._read.float()
+            if self._read.dim() == 2:
+                return self._read.float()
+            # A decoder's head is applied to every token, and its answer for the last one counts.
+            mask = read["attention_mask"]
+            places = torch.arange(mask.shape[1], device=mask.device)
+            return self._read[torch.arange(len(mask)), (mask * places).argmax(1)].float()
         mask = read["attention_mask"][..., None]
         return F.normalize((out.last_hidden_state.float() * mask).sum(1) / mask.sum(1), dim=-1)
 

@@ -61,12 +61,15 @@ class Agreement:
 
     def __init__(self, encoder: RewardModel) -> None:
         self._encoder = encoder
+        self._answers: dict[tuple[str, ...], torch.Tensor] = {}
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """U of each response to its prompt."""
         distinct = list(dict.fromkeys(answer for prompt in prompts for answer in prompt.correct))
-        known = dict(zip(distinct, self._encoder.features(distinct), strict=True))
         read = self._encoder.features(responses)
+        if tuple(distinct) not in self._answers:
+            self._answers[tuple(distinct)] = self._encoder.features(distinct)
+        known = dict(zip(distinct, self._answers[tuple(distinct)], strict=True))
         values = []
         for prompt, response, state in zip(prompts, responses, read, strict=True):
             near = max(float(torch.cosine_similarity(state, known[answer], dim=0)) for answer in prompt.correct)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from fpo.parameters import ParameterError, brief, one_line
 
 DATA = Path(__file__).parent / "data"
+PROBED = 10  # one training prompt in so many is kept as a probe; they lie in the file by category
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def load_prompts(source: str, count: int) -> Sequence[Prompt]:
     Parameters
     ----------
     source : str
-        `packaged` (training prompts), `packaged:heldout` (questions on common misconceptions), the path of a file
+        `packaged` (training prompts), `packaged:probe` (one in ten of these), `packaged:study` (the other nine),
+        `packaged:heldout` (questions on common misconceptions), the path of a file
         NAME.jsonl with a prompt in each line, or `owner/name:split` on the hub with a column `prompt`.
     count : int
         At most so many.
@@ -120,7 +122,9 @@ def load_prompts(source: str, count: int) -> Sequence[Prompt]:
     """
     if source.partition(":")[0] == "packaged":
         split = source.partition(":")[2] or "train"
-        found = _from_file(source, DATA / f"{split}.jsonl")
+        found = _from_file(source, DATA / f"{'train' if split in ('study', 'probe') else split}.jsonl")
+        if split in ("study", "probe"):
+            found = [each for place, each in enumerate(found) if (place % PROBED == 0) == (split == "probe")]
     elif source.endswith(".jsonl"):
         found = _from_file(source, Path(os.path.expanduser(source)))
     else:

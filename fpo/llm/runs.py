@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from fpo import files
 from fpo.llm.candidates import TrainingError
+from fpo.llm.head import Comparisons
 from fpo.llm.models import Policy, RewardModel
 from fpo.llm.oracles import Oracle
 from fpo.llm.settings import Settings
@@ -25,6 +26,9 @@ from fpo.llm.team import Team
 # Free space a run asks for, in sizes of what it trains: a checkpoint holds it and AdamW's two moments, is written
 # beside the one it replaces, and as much again is kept in hand.
 FREE = 9
+
+# Oracle labels: those asked for, for the trace's own use too, and those that the rule and the RM's update need.
+LABELS = ("labels_asked", "labels_needed")
 
 Optimizers = Mapping[str, torch.optim.Optimizer]
 
@@ -176,11 +180,6 @@ class RunFolder:
         """Whether there is a folder and this process is the one that writes to it."""
         return self._written is not None
 
-    @property
-    def labels(self) -> int:
-        """Oracle labels used so far."""
-        return self.trace[-1]["labels"] if self.trace else 0
-
     @contextmanager
     def _disk(self, position: int) -> Iterator[None]:
         try:
@@ -229,7 +228,7 @@ class RunFolder:
                 files.save(self._written / "references.pt", {"run": self._saved, "references": dict(references)})
 
     def extend(self, lines: list[dict[str, Any]]) -> None:
-        """Add a window's lines to the trace, whose labels become running sums, and to its file.
+        """Add a window's lines to the trace, whose counts of labels become running sums, and to its file.
 
         Raises
         ------
@@ -237,7 +236,8 @@ class RunFolder:
             If the disk is full.
         """
         for line in lines:
-            line["labels"] += self.labels
+            for name in LABELS:
+                line[name] += self.trace[-1][name] if self.trace else 0
             self.trace.append(line)
         if self._written:
             with self._disk(len(self.trace)):
@@ -326,7 +326,7 @@ def _read_trace(folder: Path, checkpoint: dict[str, Any]) -> bytes:
 
 
 def snapshot(
-    policy: Policy, reward_model: RewardModel, optimizers: Optimizers, comparisons: torch.Tensor
+    policy: Policy, reward_model: RewardModel, optimizers: Optimizers, comparisons: Comparisons
 ) -> dict[str, Any]:
     """All that the next window depends on; its tensors are the living ones."""
     numpy_stream = np.random.get_state(legacy=False)
@@ -335,7 +335,7 @@ def snapshot(
         "adapter": {key: value.detach() for key, value in policy.adapter.items()},
         "head": reward_model.head.state_dict(),
         "optimizers": {key: value.state_dict() for key, value in optimizers.items()},
-        "comparisons": comparisons.cpu(),
+        "comparisons": [values.cpu() for values in comparisons],
         "random": {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -347,7 +347,7 @@ def snapshot(
 
 def restore(
     checkpoint: dict[str, Any], policy: Policy, reward_model: RewardModel, optimizers: Optimizers
-) -> torch.Tensor:
+) -> Comparisons:
     """Go back to a `snapshot`; returns its comparisons."""
     policy.untrained = False
     with torch.no_grad():
@@ -364,4 +364,4 @@ def restore(
     key = np.array(inner["key"], dtype=np.uint32)
     np.random.set_state({**streams["numpy"], "state": {**inner, "key": key}})
     random.setstate(streams["python"])
-    return checkpoint["comparisons"].to(policy.device)
+    return Comparisons(*(values.to(policy.device) for values in checkpoint["comparisons"]))

@@ -71,6 +71,10 @@ class Settings(Parameters):
     measure: Literal["candidates", "winner"] = Field(
         "candidates", description="whose U the trace reports; the winner's alone saves labels and time"
     )
+    measure_kl: bool = Field(True, description="the trace's log-ratio to the base, for a pass of the base a window")
+    reference_labels: Literal["at once", "as they come"] = Field(
+        "at once", description="when references are made and labeled: all first, or each with its window"
+    )
     reward_reads: Literal["response", "prompt and response"] = Field("response", description="what the RM sees")
     reward_tokens: int = whole(128, 4, 100_000, "longest text that the RM reads; the rest is cut off")
     reward_dropout: Literal["off", "update", "update and standard scores"] = Field(
@@ -79,8 +83,15 @@ class Settings(Parameters):
     head_start: Literal["own", "answers", "blind spot", "zero"] = Field(
         "answers", description="the head before the first step: the classifier's own, fitted to pairs, or zero"
     )
+    head_prompts: int = whole(0, 0, 1_000_000, "whose pairs the first fit takes, drawn by the seed; 0: all")
     head_ridge: float = real(1e-2, 1e-8, 1e3, "ridge of the head's loss in its fit and in H")
     buffer_size: int = whole(512, 0, 1_000_000, "comparisons that H is taken over")
+    head_update: Literal["step", "refit"] = Field(
+        "step", description="after a window: one AdamW step, or the minimum of its loss over the buffer"
+    )
+    head_learns: Literal["winner", "candidates"] = Field(
+        "winner", description="which comparisons with the reference the RM is trained on"
+    )
     policy_lr: float = real(2e-5, 0.0, 1.0, "AdamW, adapter")
     head_lr: float = real(5e-5, 0.0, 1.0, "AdamW, RM head")
     optimizer: Literal["adamw", "paged_adamw_8bit"] = Field("adamw", description="the latter by bitsandbytes, CUDA")

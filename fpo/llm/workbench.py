@@ -14,6 +14,7 @@ from fpo.llm.settings import Settings
 from fpo.llm.team import Team
 from fpo.llm.weights import packaged_encoder
 from fpo.parameters import ParameterError, brief
+from fpo.rules import reads
 
 # What models and prompts are loaded with; random weights depend on the seed too.
 LOADED = (
@@ -24,7 +25,10 @@ LOADED = (
 
 
 class ReferenceResponse(TypedDict):
-    """The base's response to a prompt: its features, (p,), its U, and the base's NLL of the prompt."""
+    """The base's response to a prompt: its features, (p,), and its U.
+
+    With the base's NLL of the prompt where U is the base's likelihood, else NaN.
+    """
 
     text: str
     prompt_nll: float
@@ -65,7 +69,7 @@ class Workbench:
         self.prompts = load_prompts(settings.prompts, settings.prompt_count)
         self.check(settings)
         self.policy = Policy(settings)
-        self.prompt_ids = _encoded(self.policy, self.prompts, settings)
+        self.prompt_ids = encoded(self.policy, self.prompts, settings)
         self.reward_model = RewardModel(settings)
         self.first_fits = FirstFits(self.reward_model, self.prompts)
         self.first_written: dict[tuple, Continuations] = {}
@@ -118,12 +122,17 @@ def _check_numbers(settings: Settings, team: Team) -> None:
         raise ParameterError(
             f"min_new_tokens = {settings.min_new_tokens}: must be under max_new_tokens = {settings.max_new_tokens}"
         )
+    if "other" in reads([settings.rule]) and settings.window < 2 * team.size:
+        raise ParameterError(
+            f"window = {settings.window}: must be at least 2 a process for rule = {settings.rule!r}, which reads the "
+            "reference of another prompt of the window"
+        )
     for name in ("window", "steps"):
         if getattr(settings, name) % team.size:
             raise ParameterError(f"{name} = {getattr(settings, name)}: must be a multiple of the {team.size} processes")
 
 
-def _encoded(policy: Policy, prompts: Sequence[Prompt], settings: Settings) -> list[list[int]]:
+def encoded(policy: Policy, prompts: Sequence[Prompt], settings: Settings) -> list[list[int]]:
     """Each prompt's ids under the chat template, cut where the settings say so.
 
     Raises

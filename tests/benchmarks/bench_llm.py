@@ -177,7 +177,9 @@ def choosing():
         def choose(rule=rule):
             seen = scored
             if "solve" in rules.RULES[rule].reads:
-                seen = replace(scored, solve=comparison_solver(writer.first_comparisons, head.weight[0], ridge))
+                seen = replace(
+                    scored, solve=comparison_solver(writer.first_comparisons.differences, head.weight[0], ridge)
+                )
             rules.choose(rule, seen, 1.0)
 
         choose()

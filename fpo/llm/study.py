@@ -1,0 +1,379 @@
+"""A study: many runs by a plan, each kept in one small file; what is there is not played again.
+
+    python -m fpo.llm.study notebooks/parameters/llm_study.yaml notebooks/runs/llm_study
+
+plays what is missing, several runs as one batch in each of the workers, and can be stopped at any time.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fpo import files, results
+from fpo.llm.candidates import TrainingError
+from fpo.llm.loop import refitted
+from fpo.llm.oracles import distinct_2, repetition
+from fpo.llm.panels import Panel, Responses
+from fpo.llm.prompts import load_prompts
+from fpo.llm.settings import Settings, read_yaml, settings
+from fpo.llm.together import Group, train_together
+from fpo.llm.weights import ModelError
+from fpo.llm.workbench import LOADED, Workbench
+from fpo.parameters import ParameterError, one_line
+from fpo.rules import RULES
+
+SHOWN = 7  # the texts of one held-out prompt in so many are kept
+PROBES = 4  # responses to each prompt of the probe
+TRACED = (
+    "reward",
+    "utility",
+    "winner_reward",
+    "winner_utility",
+    "p_phi",
+    "p_star",
+    "length",
+    "distinct_2",
+    "repetition",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study.
+
+    Attributes
+    ----------
+    setting, arm : str
+    weight : float, optional
+        gamma in units of the spread of the reward over that of the penalty; None for arms without one.
+    seed : int
+    stage : str
+        `pilot`, `tuning` or `judged`.
+    settings : Settings
+    """
+
+    setting: str
+    arm: str
+    weight: float | None
+    seed: int
+    stage: str
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The name of its file, without its ending."""
+        tuned = f"@{self.weight:g}" if self.stage == "tuning" else ""
+        pilot = "pilot-" if self.stage == "pilot" else ""
+        return f"{self.setting}-{pilot}{self.arm}{tuned}-{self.seed}"
+
+
+class Plan:
+    """What a study consists of, and what of it is there.
+
+    Parameters
+    ----------
+    content : mapping
+        `common`: settings of every run. `settings`: by name, what each changes. `arms`: by name, what each changes,
+        with `weights` if one is tuned, or `weight_of` another arm. `tuning`: setting, seeds, pilots (seeds). `judged`: a list of
+        setting, arms, seeds. `watch_at`: positions. `group`: runs in a batch.
+    out : path
+        The folder of the files.
+
+    Raises
+    ------
+    ParameterError
+        If it holds something else.
+    """
+
+    def __init__(self, content: Mapping[str, Any], out: Path) -> None:
+        self.content, self.out = content, out
+        wanted = {"common", "settings", "arms", "tuning", "judged", "watch_at", "group"}
+        if not isinstance(content, Mapping) or set(content) != wanted:
+            raise ParameterError(f"plan: must have the entries {', '.join(sorted(wanted))}")
+        for part in content["judged"]:
+            for kind, names in (("settings", [part["setting"]]), ("arms", part["arms"])):
+                if unknown := [name for name in names if name not in content[kind]]:
+                    raise ParameterError(f"plan: judged: {unknown[0]!r} is none of its {kind}")
+        for arm in content["arms"]:
+            self._settings(content["tuning"]["setting"], arm, 0, 1.0)
+
+    def _settings(self, setting: str, arm: str, seed: int, gamma: float | None) -> Settings:
+        changed = {**self.content["common"], **self.content["settings"][setting], **self.content["arms"][arm]}
+        changed = {name: value for name, value in changed.items() if name not in ("weights", "weight_of")}
+        return settings(**changed, **({} if gamma is None else {"gamma": gamma}), seed=seed)
+
+    def _read(self, job: Job) -> dict[str, Any] | None:
+        path = self.out / f"{job.name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def pilots(self) -> list[Job]:
+        """Standard runs on seeds of their own, in which the spread of every penalty is seen."""
+        setting, seeds = (self.content["tuning"][name] for name in ("setting", "pilots"))
+        return [
+            Job(setting, "standard", None, seed, "pilot", self._settings(setting, "standard", seed, None))
+            for seed in seeds
+        ]
+
+    def units(self) -> dict[str, float] | None:
+        """By rule: the mean spread of the reward over that of the penalty, in the pilots; None before they are done."""
+        found = [self._read(job) for job in self.pilots()]
+        if None in found:
+            return None
+        spreads = {name: np.mean([run["spreads"][name] for run in found]) for name in found[0]["spreads"]}
+        return {name: float(spreads["reward"] / value) for name, value in spreads.items() if name != "reward"}
+
+    def _weights(self, arm: str) -> list[float]:
+        return self.content["arms"][arm].get("weights", [])
+
+    def tuning(self) -> list[Job]:
+        """Every weight of every arm that has one, on the tuning seeds; nothing before the pilots are done."""
+        setting, seeds = (self.content["tuning"][name] for name in ("setting", "seeds"))
+        units = self.units()
+        if units is None:
+            return []
+        return [
+            Job(setting, arm, weight, seed, "tuning", self._settings(setting, arm, seed, weight * units[rule]))
+            for seed in seeds
+            for arm, changes in self.content["arms"].items()
+            for rule in [changes["rule"]]
+            for weight in self._weights(arm)
+        ]
+
+    def chosen(self, arm: str) -> float | None:
+        """The weight with the best mean utility on the probe at the end of the tuning runs; None if one is missing."""
+        jobs = [job for job in self.tuning() if job.arm == arm]
+        found = [self._read(job) for job in jobs]
+        if not jobs or None in found:
+            return None
+        means: dict[float, list[float]] = {}
+        for job, run in zip(jobs, found, strict=True):
+            means.setdefault(job.weight, []).append(np.mean(run["watched"][-1]["probe"]["utility"]))
+        return max(means, key=lambda weight: (np.mean(means[weight]), -weight))
+
+    def judged(self) -> list[Job]:
+        """The runs that are judged, in the plan's order; an arm with a weight comes when it has been chosen."""
+        units, found = self.units(), []
+        for part in self.content["judged"]:
+            for seed in part["seeds"]:
+                for arm in part["arms"]:
+                    changes = self.content["arms"][arm]
+                    tuned = changes.get("weight_of", arm if "weights" in changes else None)
+                    own = "gamma" in self.content["settings"][part["setting"]]
+                    weight = None if own or tuned is None else self.chosen(tuned)
+                    if tuned is not None and not own and weight is None:
+                        continue
+                    gamma = None if weight is None else weight * units[changes["rule"]]
+                    made = self._settings(part["setting"], arm, seed, gamma)
+                    found.append(Job(part["setting"], arm, weight, seed, "judged", made))
+        return found
+
+    def missing(self) -> list[Job]:
+        """What can be played now and is not there: pilots first, then judged runs, then the tuning of the others."""
+        known = {path.stem for path in self.out.glob("*.json")}
+        return [job for job in (*self.pilots(), *self.judged(), *self.tuning()) if job.name not in known]
+
+    def cost(self) -> str:
+        """What is missing, and how long that takes as far as the files of other runs say."""
+        there = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.out.glob("*.json"))]
+        missing = self.missing()
+        later = sum(len(part["seeds"]) * len(part["arms"]) for part in self.content["judged"]) - len(self.judged())
+        told = f"{len(there)} runs are there, {len(missing)} can be played now, {later} when their weights are chosen"
+        if not there:
+            return f"{told}; how long one takes will be known after the first ones"
+        seconds = float(np.mean([run["provenance"]["cpu_seconds_a_run"] for run in there]))
+        return f"{told}: about {(len(missing) + later) * seconds / 3600:.1f} CPU hours at {seconds:.0f} s a run"
+
+    def groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Jobs that are played as one batch: of one stage and setting, in their order, seed by seed."""
+        found: list[list[Job]] = []
+        for job in jobs:
+            last = found[-1][-1] if found else None
+            alike = last is not None and (last.stage, last.setting) == (job.stage, job.setting)
+            if alike and len(found[-1]) < self.content["group"]:
+                found[-1].append(job)
+            else:
+                found.append([job])
+        return found
+
+
+class Watcher:
+    """What is looked at in a run: held-out prompts, a probe of training prompts, and the RM on answers."""
+
+    def __init__(self, bench: Workbench) -> None:
+        heldout, probe = load_prompts("packaged:heldout", 10**6), load_prompts("packaged:probe", 10**6)
+        self._heldout = Panel(bench, heldout, "heldout", 1)
+        self._probe = Panel(bench, probe, "probe", PROBES, log_ratios=False)
+        pairs = [pair for prompt in heldout for pair in zip(prompt.correct, prompt.incorrect, strict=True)]
+        right, wrong = (bench.reward_model.features([pair[k] for pair in pairs]) for k in (0, 1))
+        self._answers = right - wrong
+
+    def probe(self, group: Group) -> list[dict[str, Any]]:
+        """For each run, what tuning may look at: no held-out prompt."""
+        found = self._probe.respond(group)
+        return [{"probe": self._pairs(group, run, found[run])} for run in range(len(group.runs))]
+
+    def everything(self, group: Group) -> list[dict[str, Any]]:
+        """For each run, what the file of a judged run keeps."""
+        found = self._heldout.respond(group)
+        return [
+            {
+                "heldout": self._summary(group, run, found[run]),
+                "accuracy": float((self._answers @ group.heads[run].detach() > 0).double().mean()),
+                **probe,
+            }
+            for run, probe in enumerate(self.probe(group))
+        ]
+
+    def _summary(self, group: Group, run: int, found: Responses) -> dict[str, Any]:
+        texts = [row[0] for row in found.texts]
+        return {
+            "utility": found.utilities[:, 0].round(3).tolist(),
+            "reward": float(found.rewards(group.heads[run]).mean()),
+            "first_reward": float(found.rewards(group.first_heads[run]).mean()),
+            "kl": round(float(found.log_ratios.mean()), 3) + 0.0,  # the rest is single precision
+            "length": float(np.mean([len(row[0]) for row in found.tokens])),
+            "distinct_2": distinct_2(texts),
+            "repetition": float(np.mean([repetition(text) for text in texts])),
+            "texts": {self._heldout.prompts[i].id: texts[i] for i in range(0, len(texts), SHOWN)},
+        }
+
+    @staticmethod
+    def _pairs(group: Group, run: int, found: Responses) -> dict[str, Any]:
+        refit = refitted(group.comparisons[run], group.runs[run].head_ridge)
+        heads = {"reward": group.heads[run], "refit_reward": refit}
+        rewards = {name: found.rewards(head).astype(float).round(4).tolist() for name, head in heads.items()}
+        return {"utility": found.utilities.round(3).tolist(), **rewards}
+
+
+def kept(job: Job, group: Group, run: int, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The content of a run's file: what it was, what was watched, and its trace by windows."""
+    trace, window = group.traces[run], job.settings.window
+    windows = [trace[start : start + window] for start in range(0, len(trace), window)]
+
+    def mean(lines: Iterable[dict[str, Any]], name: str) -> float | None:
+        values = [each[name] for each in lines if each[name] is not None]
+        return round(float(np.mean(values)), 4) if values else None
+
+    content = {
+        "setting": job.setting,
+        "arm": job.arm,
+        "weight": job.weight,
+        "seed": job.seed,
+        "stage": job.stage,
+        "settings": {key: value for key, value in dict(job.settings).items() if value != dict(settings())[key]},
+        "provenance": provenance,
+        "labels_asked": trace[-1]["labels_asked"],
+        "labels_needed": trace[-1]["labels_needed"],
+        "winners": [each["winner"] for each in trace],
+        "trace": {name: [mean(lines, name) for lines in windows] for name in TRACED},
+        "watched": results.plain(group.watched[run]),
+    }
+    if group.observed:
+        names = trace[0]["spreads"]
+        content["spreads"] = {name: float(np.mean([each["spreads"][name] for each in trace])) for name in names}
+    return content
+
+
+@cache
+def _loaded(models: tuple) -> tuple[Workbench, Watcher]:
+    bench = Workbench(settings(**dict(models)))
+    return bench, Watcher(bench)
+
+
+def play(plan: Plan, jobs: Sequence[Job], work: Path, told: Callable[[int], None] = lambda steps: None) -> None:
+    """Play a group of runs and write their files; a process loads its models once for all groups."""
+    bench, watcher = _loaded(tuple((name, getattr(jobs[0].settings, name)) for name in LOADED))
+    checkpoint = work / f"{jobs[0].name}+{len(jobs) - 1}.pt"
+    tuned = jobs[0].stage == "tuning"
+    started, cpu = time.perf_counter(), time.process_time()
+    observed = [name for name in RULES if RULES[name].penalty is not RULES["standard"].penalty]
+    group = train_together(
+        [job.settings for job in jobs],
+        bench,
+        watcher.probe if tuned else watcher.everything,
+        [jobs[0].settings.steps] if tuned else plan.content["watch_at"],
+        checkpoint,
+        observed if jobs[0].stage == "pilot" else (),
+        told,
+    )
+    spent = time.process_time() - cpu
+    command = "python -m fpo.llm.study notebooks/parameters/llm_study.yaml notebooks/runs/llm_study"
+    made = results.provenance(command, time.perf_counter() - started, "fpo", "torch", "transformers", "peft")
+    made |= {"runs_beside": len(jobs) - 1, "cpu_seconds_a_run": round(spent / len(jobs), 1)}
+    for run, job in enumerate(jobs):
+        files.save_json(plan.out / f"{job.name}.json", kept(job, group, run, made))
+    checkpoint.unlink(missing_ok=True)
+
+
+def _work(content: dict[str, Any], out: Path, jobs: list[Job], work: Path, steps: Any) -> None:
+    torch.set_num_threads(1)
+    play(Plan(content, out), jobs, work, lambda taken: steps.put(taken * len(jobs)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fpo.llm.study", description=__doc__.split("\n")[0])
+    parser.add_argument("plan", type=Path, help="a YAML file")
+    parser.add_argument("out", type=Path, help="the folder of the runs' files")
+    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--work", type=Path, default=Path("_build/llm_study"), help="the folder of checkpoints")
+    parser.add_argument("--only", default="", help="runs whose names begin so")
+    given = parser.parse_args(arguments)
+    try:
+        content = read_yaml(given.plan.read_text(encoding="utf-8"), str(given.plan))
+        plan = Plan(content, given.out)
+        given.out.mkdir(parents=True, exist_ok=True)
+        given.work.mkdir(parents=True, exist_ok=True)
+        if given.workers < 1:
+            raise ParameterError(f"--workers {given.workers}: must be 1 or more")
+        print(plan.cost(), flush=True)
+        _play_all(plan, given.workers, given.work, given.only)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoints", file=sys.stderr)
+        return 130
+    except (ValueError, ModelError, TrainingError, OSError) as error:
+        print(error if isinstance(error, ParameterError) else one_line(error, 2000), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _play_all(plan: Plan, workers: int, work: Path, only: str) -> None:
+    context = get_context("spawn")  # a forked child of a process that has used threads may hang
+    running: dict[Future, list[Job]] = {}
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(workers, context) as pool,
+        tqdm(desc="prompts", smoothing=0) as bar,
+    ):
+        steps = manager.Queue()
+        while True:
+            missing = [job for job in plan.missing() if job.name.startswith(only)]
+            busy = {job.name for jobs in running.values() for job in jobs}
+            waiting = [job for job in missing if job.name not in busy]
+            for jobs in plan.groups(waiting)[: workers - len(running)]:
+                running[pool.submit(_work, plan.content, plan.out, jobs, work, steps)] = jobs
+            if not running:
+                return
+            bar.total = max(bar.n, bar.total or 0, sum(job.settings.steps for job in missing))
+            done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            while not steps.empty():
+                bar.update(steps.get())
+            for future in done:
+                del running[future]
+                future.result()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

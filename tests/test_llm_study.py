@@ -1,0 +1,142 @@
+"""A study by a plan: pilots, tuning, judged runs; what is there is not played again; a stopped one goes on."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from fpo.llm import study
+from fpo.llm.study import Plan, main
+from fpo.parameters import ParameterError
+
+
+@pytest.fixture(scope="module")
+def content(tiny):
+    common = {**tiny, "prompts": "packaged:study", "prompt_count": 8, "steps": 4, "window": 2, "oracle": "answer"}
+    return {
+        "common": {**common, "candidates": 2, "max_new_tokens": 6, "head_start": "blind spot", "measure_kl": False},
+        "settings": {"planted": {"head_prompts": 4}, "fixed": {"gamma": 2.0}},
+        "arms": {
+            "standard": {"rule": "standard"},
+            "relaxed": {"rule": "relaxed", "weights": [0.5, 2.0]},
+            "placebo": {"rule": "relaxed-permuted", "weight_of": "relaxed"},
+        },
+        "tuning": {"setting": "planted", "seeds": [100], "pilots": [100]},
+        "judged": [
+            {"setting": "planted", "arms": ["standard"], "seeds": [1, 2]},
+            {"setting": "planted", "arms": ["relaxed", "placebo"], "seeds": [1]},
+            {"setting": "fixed", "arms": ["standard", "relaxed"], "seeds": [1]},
+        ],
+        "watch_at": [0, 2, 4],
+        "group": 3,
+    }
+
+
+@pytest.fixture(scope="module")
+def short(monkeypatch_module):
+    """Panels of three prompts."""
+    original = study.load_prompts
+    monkeypatch_module.setattr(study, "load_prompts", lambda source, count: original(source, 3))
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def played(content, short, tmp_path_factory):
+    """The study played in this process, group by group, and the order in which its runs came."""
+    folder = tmp_path_factory.mktemp("study")
+    plan, names = Plan(content, folder / "runs"), []
+    plan.out.mkdir()
+    while missing := plan.missing():
+        jobs = plan.groups(missing)[0]
+        names.append([job.name for job in jobs])
+        study.play(plan, jobs, folder)
+    return plan, names
+
+
+def read(plan, name):
+    return json.loads((plan.out / f"{name}.json").read_text())
+
+
+def test_pilots_come_first_and_judged_runs_when_their_weights_are_chosen(played):
+    plan, names = played
+    assert names == [
+        ["planted-pilot-standard-100"],
+        ["planted-standard-1", "planted-standard-2"],
+        ["fixed-standard-1", "fixed-relaxed-1"],
+        ["planted-relaxed@0.5-100", "planted-relaxed@2-100"],
+        ["planted-relaxed-1", "planted-placebo-1"],
+    ]
+    assert not list(plan.out.parent.glob("*.pt")), "checkpoints of runs that are done are gone"
+
+
+def test_weights_are_in_units_of_spreads_and_chosen_on_the_probe(played):
+    plan, _ = played
+    spreads = read(plan, "planted-pilot-standard-100")["spreads"]
+    assert plan.units()["relaxed"] == pytest.approx(spreads["reward"] / spreads["relaxed"])
+    ends = {w: np.mean(read(plan, f"planted-relaxed@{w}-100")["watched"][-1]["probe"]["utility"]) for w in ("0.5", "2")}
+    best = float(max(ends, key=ends.get))
+    assert plan.chosen("relaxed") == best
+    judged, placebo = read(plan, "planted-relaxed-1"), read(plan, "planted-placebo-1")
+    assert judged["weight"] == placebo["weight"] == best
+    assert judged["settings"]["gamma"] == pytest.approx(best * plan.units()["relaxed"])
+    assert placebo["settings"]["gamma"] == pytest.approx(best * plan.units()["relaxed-permuted"])
+    assert read(plan, "fixed-relaxed-1")["settings"]["gamma"] == 2.0
+
+
+def test_what_a_run_s_file_holds(played):
+    plan, _ = played
+    run = read(plan, "planted-relaxed-1")
+    assert [each["position"] for each in run["watched"]] == [0, 2, 4]
+    for each in run["watched"]:
+        assert len(each["heldout"]["utility"]) == 3 and np.shape(each["probe"]["utility"]) == (3, 4)
+        assert np.shape(each["probe"]["reward"]) == np.shape(each["probe"]["refit_reward"]) == (3, 4)
+        assert 0 <= each["accuracy"] <= 1 and list(each["heldout"]["texts"]) == ["heldout-001"]
+    assert run["watched"][0]["heldout"]["kl"] == pytest.approx(0, abs=1e-4)
+    assert run["watched"][0]["heldout"]["reward"] == run["watched"][0]["heldout"]["first_reward"]
+    assert len(run["trace"]["reward"]) == 2 and len(run["winners"]) == 4
+    assert run["labels_asked"] == run["labels_needed"] == 4 * 3
+    assert run["settings"]["seed"] == 1 and run["provenance"]["runs_beside"] == 1
+    tuned = read(plan, "planted-relaxed@2-100")["watched"]
+    assert [set(each) for each in tuned] == [{"position", "probe"}], "no held-out prompt is looked at in tuning"
+
+
+def test_seeds_differ_and_arms_of_a_seed_start_alike(played):
+    plan, _ = played
+    first = {name: read(plan, f"planted-{name}")["watched"][0] for name in ("standard-1", "standard-2", "relaxed-1")}
+    assert first["standard-1"] == first["relaxed-1"] != first["standard-2"]
+    assert first["standard-1"]["heldout"]["texts"] != first["standard-2"]["heldout"]["texts"]
+
+
+def test_the_command_plays_what_is_missing(content, played, tmp_path, capsys):
+    """In workers of their own, to the same numbers; a second time there is nothing to do."""
+    plan, _ = played
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump({**content, "judged": content["judged"][2:]}))
+    command = [str(file), str(tmp_path / "runs"), "--workers", "1", "--work", str(tmp_path / "work"), "--only", "fixed"]
+    assert main(command) == 0
+    assert "how long one takes will be known after the first ones" in capsys.readouterr().out
+    run = json.loads((tmp_path / "runs" / "fixed-relaxed-1.json").read_text())
+    assert run["winners"] == read(plan, "fixed-relaxed-1")["winners"]
+    assert main(command) == 0
+    assert "2 runs are there, 1 can be played now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group": None}, "plan: must have the entries arms, common"),
+        ({"judged": [{"setting": "other", "arms": [], "seeds": []}]}, "judged: 'other' is none of its settings"),
+        ({"judged": [{"setting": "fixed", "arms": ["kl"], "seeds": []}]}, "judged: 'kl' is none of its arms"),
+        ({"arms": {"standard": {"rule": "best"}}, "judged": []}, "rule = 'best': must be one of"),
+    ],
+)
+def test_plans_that_are_none(content, tmp_path, changes, message):
+    other = {name: value for name, value in {**content, **changes}.items() if value is not None}
+    with pytest.raises(ParameterError, match=message):
+        Plan(other, tmp_path)
