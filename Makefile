@@ -81,12 +81,16 @@ lint: $(VENV)/.test ## style and types of code, style of notebooks and workflows
 	@$(PY) -m mypy
 	@if command -v actionlint >/dev/null; then actionlint; else echo "workflows not checked: no actionlint on PATH"; fi
 
-bench: $(VENV)/.test ## each fast route against its slow one: a table and _build/benchmarks.json
+$(VENV)/.bench: $(VENV)/.test
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,trl]"
+	@touch $@
+
+bench: $(VENV)/.bench ## each fast route against its slow one: a table and _build/benchmarks.json
 	@$(PY) tests/benchmarks/run.py
 
 lock: $(VENV)/.created ## pin anew what pyproject.toml declares: writes constraints.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check "uv>=0.8"
-	@$(PY) -m uv pip compile pyproject.toml --extra all --extra gpu --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file constraints.txt
+	@$(PY) -m uv pip compile pyproject.toml --extra all --extra gpu --extra trl --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file constraints.txt
 
 clean: ## remove everything that was built, the environment too
 	rm -rf $(VENV) _build .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks fpo.egg-info

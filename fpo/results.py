@@ -77,17 +77,38 @@ def stored_run(name: str) -> dict[str, Any]:
     ValueError
         If the file is damaged.
     """
-    places = (Path("runs"), Path("notebooks/runs"), Path(__file__).resolve().parents[1] / "notebooks" / "runs")
-    for path in (place / f"{name}.json" for place in places):
+    for path in (place / f"{name}.json" for place in _places()):
         if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
-                found = error
-            if not isinstance(found, dict) or not found:
-                raise ValueError(f"{path} is damaged ({brief(found)}): restore it, git checkout -- {path}")
-            return found
+            return _read(path)
     raise FileNotFoundError(f"no stored run {name}.json: start in a checkout of the book's repository")
+
+
+def _places() -> list[Path]:
+    # In a checkout two of these are one folder.
+    places = (Path("runs"), Path("notebooks/runs"), Path(__file__).resolve().parents[1] / "notebooks" / "runs")
+    return list(dict.fromkeys(place.resolve() for place in places))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        found = error
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{path} is damaged ({brief(found)}): restore it, git checkout -- {path}")
+    return found
+
+
+def stored_runs(folder: str) -> dict[str, dict[str, Any]]:
+    """The content of every file of notebooks/runs/FOLDER, by name, or nothing: see `stored_run`.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged.
+    """
+    found = next((place / folder for place in _places() if (place / folder).is_dir()), Path("nowhere"))
+    return {path.stem: _read(path) for path in sorted(found.glob("*.json"))}
 
 
 def decimals_at(path: str, digits: Mapping[str, int]) -> int | None:

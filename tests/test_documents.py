@@ -97,7 +97,7 @@ def run(arguments, folder):
 
 def without_rule(found):
     """Commands for which nothing above or below says how they are run, or why not."""
-    known = (".venv/bin/python -m papermill ", ".venv/bin/python -m fpo.llm ", ".venv/bin/python -c ")
+    known = tuple(f".venv/bin/python -{how} " for how in ("m papermill", "m fpo.llm", "m fpo.llm.study", "c"))
     return [
         command
         for command in found
@@ -138,6 +138,8 @@ def test_python_command(command, tmp_path, tiny):
     _, *arguments = shlex.split(command)
     if " fpo.llm " in command:
         arguments += [part for name in ("policy", "reward_model") for part in ("--set", f"{name}={tiny[name]}")]
+    if "fpo.llm.study" in command:
+        arguments += ["--only", "nothing"]  # what it would play and what that costs; tests/test_llm_study.py plays
     for name, parameters in SHORTER.items():
         if name in command:
             file = tmp_path / f"shorter-{Path(name).stem}.yaml"

@@ -84,7 +84,7 @@ def test_committed_file_fits_the_schema(path):
     assert content.notebook == path.stem and content.claims
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "runs").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "runs").rglob("*.json")), ids=lambda path: path.stem)
 def test_a_stored_run_says_where_it_comes_from(path):
     content = json.loads(path.read_text())
     if "results" in content:
@@ -92,7 +92,7 @@ def test_a_stored_run_says_where_it_comes_from(path):
     found = content.get("provenance", content)
     assert found["wall_seconds"] > 0 and found["environment"]["python"]
     named = [word for word in found["made_by"].split() if "/" in word]
-    assert named and all((ROOT / word).is_file() for word in named)
+    assert named and all((ROOT / word).exists() for word in named)
 
 
 def test_the_neural_chapter_played_part_of_its_stored_study_again():

@@ -58,6 +58,11 @@ class Window:
     winner: torch.Tensor
 
 
+def beginning(settings: Settings) -> tuple:
+    """What references and the first candidates depend on: runs in which it is equal share them."""
+    return tuple(settings.model_dump(exclude=LATER).items())
+
+
 class Writer:
     """Has a run's responses written by the models of a workbench, and judges them; nothing is learned here.
 
@@ -95,7 +100,7 @@ class Writer:
         self.references: dict[int, ReferenceResponse] = {}
         self.oracle = bench.chosen_oracle(settings)
         self._order: list[int] = []
-        self._key = tuple(settings.model_dump(exclude=LATER).items())
+        self._key = beginning(settings)
         bench.writer = self
 
     def prompt_indices(self, positions: Iterable[int]) -> list[int]:

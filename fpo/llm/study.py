@@ -6,6 +6,7 @@ plays what is missing, several runs as one batch in each of the workers, and can
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -22,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from fpo import files, results
-from fpo.llm.candidates import TrainingError
+from fpo.llm.candidates import TrainingError, beginning
 from fpo.llm.loop import refitted
 from fpo.llm.oracles import distinct_2, repetition
 from fpo.llm.panels import Panel, Responses
@@ -86,8 +87,8 @@ class Plan:
     ----------
     content : mapping
         `common`: settings of every run. `settings`: by name, what each changes. `arms`: by name, what each changes,
-        with `weights` if one is tuned, or `weight_of` another arm. `tuning`: setting, seeds, pilots (seeds). `judged`: a list of
-        setting, arms, seeds. `watch_at`: positions. `group`: runs in a batch.
+        with `weights` if one is tuned, or `weight_of` another arm. `tuning`: setting, seeds, pilots (seeds). `judged`:
+        a list of setting, arms, seeds. `watch_at`: positions. `group`: runs in a batch.
     out : path
         The folder of the files.
 
@@ -257,7 +258,7 @@ class Watcher:
         return {"utility": found.utilities.round(3).tolist(), **rewards}
 
 
-def kept(job: Job, group: Group, run: int, provenance: dict[str, Any]) -> dict[str, Any]:
+def content_of(job: Job, group: Group, run: int, provenance: dict[str, Any]) -> dict[str, Any]:
     """The content of a run's file: what it was, what was watched, and its trace by windows."""
     trace, window = group.traces[run], job.settings.window
     windows = [trace[start : start + window] for start in range(0, len(trace), window)]
@@ -296,6 +297,11 @@ def play(plan: Plan, jobs: Sequence[Job], work: Path, told: Callable[[int], None
     """Play a group of runs and write their files; a process loads its models once for all groups."""
     bench, watcher = _loaded(tuple((name, getattr(jobs[0].settings, name)) for name in LOADED))
     checkpoint = work / f"{jobs[0].name}+{len(jobs) - 1}.pt"
+    shared = {beginning(job.settings): None for job in jobs}
+    kept = {key: work / f"references-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.pt" for key in shared}
+    for key, path in kept.items():
+        for batch, responses in (files.load(path) or {"references": []})["references"]:
+            bench.references[key, tuple(batch)] = responses
     tuned = jobs[0].stage == "tuning"
     started, cpu = time.perf_counter(), time.process_time()
     observed = [name for name in RULES if RULES[name].penalty is not RULES["standard"].penalty]
@@ -312,8 +318,11 @@ def play(plan: Plan, jobs: Sequence[Job], work: Path, told: Callable[[int], None
     command = "python -m fpo.llm.study notebooks/parameters/llm_study.yaml notebooks/runs/llm_study"
     made = results.provenance(command, time.perf_counter() - started, "fpo", "torch", "transformers", "peft")
     made |= {"runs_beside": len(jobs) - 1, "cpu_seconds_a_run": round(spent / len(jobs), 1)}
+    for key, path in kept.items():
+        own = [[list(batch), responses] for (other, batch), responses in bench.references.items() if other == key]
+        files.save(path, {"references": own})
     for run, job in enumerate(jobs):
-        files.save_json(plan.out / f"{job.name}.json", kept(job, group, run, made))
+        files.save_json(plan.out / f"{job.name}.json", content_of(job, group, run, made))
     checkpoint.unlink(missing_ok=True)
 
 
@@ -327,7 +336,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fpo.llm.study", description=__doc__.split("\n")[0])
     parser.add_argument("plan", type=Path, help="a YAML file")
     parser.add_argument("out", type=Path, help="the folder of the runs' files")
-    parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--workers", type=int, choices=range(1, 65), default=2, help="processes of one thread")
     parser.add_argument("--work", type=Path, default=Path("_build/llm_study"), help="the folder of checkpoints")
     parser.add_argument("--only", default="", help="runs whose names begin so")
     given = parser.parse_args(arguments)
@@ -336,8 +345,6 @@ def main(arguments: list[str] | None = None) -> int:
         plan = Plan(content, given.out)
         given.out.mkdir(parents=True, exist_ok=True)
         given.work.mkdir(parents=True, exist_ok=True)
-        if given.workers < 1:
-            raise ParameterError(f"--workers {given.workers}: must be 1 or more")
         print(plan.cost(), flush=True)
         _play_all(plan, given.workers, given.work, given.only)
     except KeyboardInterrupt:

@@ -299,7 +299,7 @@ def train_together(
         If a run cannot go on; the checkpoint stands.
     """
     group = Group(bench, runs, observed)
-    if checkpoint is not None and (state := files.load(checkpoint)) is not None:
+    if checkpoint is not None and (state := files.load(Path(checkpoint))) is not None:
         group.restore(state)
         told(group.position)
     at, first = sorted(watch_at), runs[0]
@@ -310,7 +310,7 @@ def train_together(
                 for kept, new in zip(group.watched, watch(group), strict=True):
                     kept.append({"position": group.position, **new})
             if checkpoint is not None and -(-group.position // first.window) % first.save_every == 0:
-                files.save(checkpoint, group.state())
+                files.save(Path(checkpoint), group.state())
             if group.position >= first.steps:
                 return group
             before = group.position

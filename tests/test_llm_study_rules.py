@@ -1,0 +1,115 @@
+"""The study's verdicts on studies that are made up: they can hold, fail and stay open, and follow the stated rules."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tools.verdicts import play
+
+from fpo import results
+
+PLAN = yaml.safe_load((Path(__file__).parents[1] / "notebooks" / "parameters" / "llm_study.yaml").read_text())
+PROMPTS = 84
+MARKS = PLAN["watch_at"]
+
+
+def look(position, utility, rng, slope=0.5, reward=0.2):
+    """One look at a run whose mean utility is about `utility` and whose RM ranks candidates so well."""
+    values = rng.normal(utility, 1.3, PROMPTS)
+    prompt, own = rng.normal(0, 1.5, (17, 1)), rng.normal(0, 0.6, (17, 4))
+    truth = utility + prompt + own  # the RM knows which prompt is easy, and of its candidates as much as `slope` says
+    seen = prompt + slope * own + 0.6 * np.sqrt(1 - slope**2) * rng.normal(size=truth.shape)
+    return {
+        "position": position,
+        "accuracy": 0.5,
+        "heldout": {
+            "utility": values.tolist(), "reward": reward, "first_reward": reward + position / 1000,
+            "kl": position / 10, "texts": {f"heldout-{1 + 7 * i:03d}": "A text." for i in range(12)},
+        },
+        "probe": {"utility": truth.tolist(), "reward": seen.tolist(), "refit_reward": seen.tolist()},
+    }  # fmt: skip
+
+
+def run(setting, arm, seed, change, stage="judged", slope=0.5, rises=True):
+    rng = np.random.default_rng([seed, *arm.encode(), *setting.encode()])
+    start = np.random.default_rng([seed, *setting.encode()])
+    middle = [look(mark, 2.5 + change * mark / MARKS[-1] + rng.normal(0, 0.02), rng, slope) for mark in MARKS[1:]]
+    windows = PLAN["common"]["steps"] // PLAN["common"]["window"]
+    reward = np.linspace(0.2, 0.5 if rises else -0.1, windows)
+    return {
+        "setting": setting, "arm": arm, "weight": None, "seed": seed, "stage": stage,
+        "settings": {"seed": seed}, "provenance": {"cpu_seconds_a_run": 200.0},
+        "labels_asked": 640, "labels_needed": 256, "winners": [0] * PLAN["common"]["steps"],
+        "trace": {name: reward.tolist() for name in ("reward", "utility")},
+        "watched": [look(0, 2.5, start, slope), *middle],
+    }  # fmt: skip
+
+
+def study(change, slope=0.5, settings=("planted", "honest", "paper"), fewer=()):
+    """All runs of the plan, `change` by arm (else that of ""), and the pilots."""
+    pilots = PLAN["tuning"]["pilots"]
+    found = {f"planted-pilot-standard-{seed}": run("planted", "standard", seed, 0.0, "pilot") for seed in pilots}
+    for part in PLAN["judged"]:
+        for arm in part["arms"]:
+            for seed in part["seeds"] if arm not in fewer else part["seeds"][:3]:
+                if part["setting"] in settings:
+                    name = f"{part['setting']}-{arm}-{seed}"
+                    found[name] = run(part["setting"], arm, seed, change.get(arm, change[""]), slope=slope)
+    return found
+
+
+@pytest.fixture
+def verdicts(monkeypatch, tmp_path):
+    def of(stored):
+        monkeypatch.setattr(results, "stored_runs", lambda folder: stored)
+        return play("llm_study", tmp_path / "results.json", again_prompts=0)
+
+    return of
+
+
+def test_a_collapse_that_foresight_prevents(verdicts):
+    saved = {"relaxed": 1.5, "exact": 1.6, "best-of-u": 0.0, "overconfidence": 0.0, "relaxed-permuted": 0.0}
+    held = {"kl": -0.1, "practical": 0.0, "refit-kl": 0.1, "exact-centered": 0.1}
+    found, content = verdicts(study({"": -1.6, **saved, **held}, slope=0.0))
+    assert content["results"]["gate"]["planted"]["passed"] and found["gate-planted"] == "new"
+    for arm in ("relaxed", "exact", "kl", "practical", "best-of-u"):
+        assert (found[f"prevents-{arm}"], found[f"better-{arm}"]) == ("new", "new")
+    for arm in ("random", "refit"):
+        assert (found[f"prevents-{arm}"], found[f"better-{arm}"]) == ("not reproduced", "not reproduced")
+    assert found["simple-relaxed"] == found["simple-exact"] == "new"
+    assert found["simple-refit"] == "not reproduced"
+    assert found["foresight"] == "new" and found["oracle"] == "not reproduced"
+    assert found["why"] == "new" and found["again"] == "open"
+    final = content["results"]["final_utility"]["planted"]
+    assert list(final["standard"]) == [str(seed) for seed in range(10)] and "early-stop" in final
+
+
+def test_a_collapse_that_labels_prevent(verdicts):
+    """Relaxed FPO does what its control does: no foresight, and the oracle is enough. The RM's slope stays good."""
+    same = dict.fromkeys(("relaxed", "overconfidence", "relaxed-permuted", "best-of-u"), 0.5)
+    found, _ = verdicts(study({"": -1.6, **same}, slope=0.8))
+    assert found["prevents-relaxed"] == "new" and found["foresight"] == "not reproduced"
+    assert found["oracle"] == "new" and found["why"] in ("partly", "not reproduced")
+
+
+def test_without_a_collapse_there_is_nothing_to_prevent(verdicts):
+    found, content = verdicts(study({"": -0.2}))
+    assert not any(row["passed"] for row in content["results"]["gate"].values())
+    assert found.pop("gate-planted") == found.pop("gate-honest") == "not reproduced"
+    assert set(found.values()) == {"open"}
+
+
+def test_four_seeds_pass_no_gate(verdicts):
+    found, content = verdicts(study({"": -3.0}))
+    assert found["gate-paper"] == "open" and content["results"]["gate"]["paper"]["seeds"] == 4
+
+
+def test_what_is_not_played_yet_stays_open(verdicts):
+    stored = study({"": -1.6}, settings=("planted",), fewer=("relaxed",))
+    found, content = verdicts(stored)
+    assert found["gate-planted"] == "new" and found["gate-honest"] == "open"
+    assert found["prevents-relaxed"] == found["prevents-kl"] == found["foresight"] == "open"
+    assert content["results"]["judged_there"] == len(stored) - len(PLAN["tuning"]["pilots"])
+    found, content = verdicts({})
+    assert set(found.values()) == {"open"} and content["results"]["final_utility"]["planted"] == {}
