@@ -3,11 +3,11 @@
 import base64
 import io
 import itertools
-from pathlib import Path
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np

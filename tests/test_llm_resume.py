@@ -275,8 +275,8 @@ STRANGE = "a\u2028b\x85c\x1cd\ud800e \u00e4\U0001f600"
 def test_any_text_can_be_resumed(short, tmp_path, monkeypatch):
     """Characters that some take for the end of a line, and halves of characters that have no UTF-8."""
     made, _ = short
-    folder, line = tmp_path / "run", loop._line
-    monkeypatch.setattr(loop, "_line", lambda *args: line(*args) | {"text": STRANGE})
+    folder, line = tmp_path / "run", loop.line
+    monkeypatch.setattr(loop, "line", lambda *args: line(*args) | {"text": STRANGE})
     with monkeypatch.context() as patch:
         interrupting(patch, loop, "_step", 3, False)
         with pytest.raises(KeyboardInterrupt):
