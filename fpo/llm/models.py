@@ -202,15 +202,11 @@ class Policy:
         adapters : mapping of tensors (R, ...)
             By the names of `adapter`.
         """
-        layers = {path: layer for path, layer in self._peft.named_modules() if isinstance(layer, LoraLayer)}
-        hooks = [
-            layer.register_forward_hook(
-                self._adding(
-                    *(adapters[f"{path}.lora_{part}.default.weight"] for part in "AB"), layer.scaling["default"]
-                )
-            )
-            for path, layer in layers.items()
-        ]
+        hooks = []
+        for path, layer in self._peft.named_modules():
+            if isinstance(layer, torch.nn.Module) and isinstance(layer, LoraLayer):
+                down, up = (adapters[f"{path}.lora_{part}.default.weight"] for part in "AB")
+                hooks.append(layer.register_forward_hook(self._adding(down, up, layer.scaling["default"])))
         self._beside = True
         try:
             with self._peft.disable_adapter():

@@ -40,6 +40,19 @@ class Responses:
         return (self.features @ head.detach()).cpu().numpy()
 
 
+def joined(parts: Sequence[Responses], order: np.ndarray) -> Responses:
+    """Several batches' responses as one, their prompts in this order."""
+    tokens = [rows for part in parts for rows in part.tokens]
+    texts = [rows for part in parts for rows in part.texts]
+    return Responses(
+        [tokens[i] for i in order],
+        [texts[i] for i in order],
+        np.concatenate([part.utilities for part in parts])[order],
+        np.concatenate([part.log_ratios for part in parts])[order],
+        torch.cat([part.features for part in parts])[torch.from_numpy(order)],
+    )
+
+
 class Panel:
     """Prompts and the random numbers that responses to them are drawn with: the same at every time and in every arm.
 
@@ -79,16 +92,9 @@ class Panel:
         parts = [self._order[start : start + size] for start in range(0, len(self._order), size)]
         found = [self._part(group, runs, part) for part in parts]
         back = np.argsort(self._order)
-        return [
-            Responses(
-                *([[row for part in found for row in part[i][k]][j] for j in back] for k in (0, 1)),
-                *(np.concatenate([part[i][k] for part in found])[back] for k in (2, 3)),
-                torch.cat([part[i][4] for part in found])[torch.from_numpy(back)],
-            )
-            for i in range(len(runs))
-        ]
+        return [joined([part[i] for part in found], back) for i in range(len(runs))]
 
-    def _part(self, group: Group, runs: Sequence[int], indices: Sequence[int]) -> list[tuple]:
+    def _part(self, group: Group, runs: Sequence[int], indices: Sequence[int]) -> list[Responses]:
         bench, s, count = self.bench, group.runs[0], self.count
         ids, prompts = [self._ids[i] for i in indices], [self.prompts[i] for i in indices]
         stream = np.stack(
@@ -103,9 +109,9 @@ class Panel:
         beside = [[row for own in written for row in own.tokens[p]] for p in range(len(ids))]
         with bench.policy.base():
             base = self._nll(ids, beside, s.temperature) if self._log_ratios else np.full((len(ids), 1), np.nan)
-            plain = self._nll(ids, beside, 1.0) if s.oracle == "likelihood" and bench.oracle is None else None
-            first = [rows[0] for rows in beside]
-            before = [] if plain is None else decoding.split_nll(bench.policy.model, ids, first, s.chunk)
+            likely: list[np.ndarray] = []
+            if group.writers[0].oracle is None:
+                likely = self._likelihood_utilities(ids, beside, len(runs))
         found = []
         for i, own in enumerate(written):
             columns = slice(i * count, (i + 1) * count)
@@ -113,20 +119,24 @@ class Panel:
             flat = [text for group in texts for text in group]
             repeated = [prompt for prompt in prompts for _ in range(count)]
             features = bench.reward_model.features(flat, self._shown(repeated, s.reward_reads))
-            if (oracle := group.writers[0].oracle) is not None:
-                utilities = np.reshape(oracle(repeated, flat), (len(ids), count))
-            else:
-                rows = zip(before, ids, plain[:, columns], own.tokens, strict=True)
-                utilities = np.array(
-                    [
-                        [likelihood_utility(first + float(nll), len(prompt) - 1 + len(row))
-                         for nll, row in zip(values, tokens, strict=True)]
-                        for (first, _), prompt, values, tokens in rows
-                    ]
-                )  # fmt: skip
+            oracle = group.writers[0].oracle
+            asked = likely[i] if oracle is None else np.reshape(oracle(repeated, flat), (len(ids), count))
             log_ratios = np.array(own.logprobs) + (base[:, columns] if self._log_ratios else base)
-            found.append((own.tokens, texts, utilities, log_ratios, features.view(len(ids), count, -1)))
+            found.append(Responses(own.tokens, texts, asked, log_ratios, features.view(len(ids), count, -1)))
         return found
+
+    def _likelihood_utilities(
+        self, ids: Sequence[decoding.Ids], rows: Sequence[Sequence[decoding.Ids]], runs: int
+    ) -> list[np.ndarray]:
+        """U by the base's likelihood, (P, N) of each run; `rows` holds the responses to a prompt run by run."""
+        model, chunk = self.bench.policy.model, self.bench.settings.chunk
+        before = decoding.split_nll(model, ids, [own[0] for own in rows], chunk)
+        after = self._nll(ids, rows, 1.0)
+        values = [
+            [likelihood_utility(before[p][0] + after[p, j], len(ids[p]) - 1 + len(row)) for j, row in enumerate(own)]
+            for p, own in enumerate(rows)
+        ]
+        return np.split(np.array(values), runs, axis=1)
 
     def _nll(self, ids: Sequence[decoding.Ids], rows: Sequence[Sequence[decoding.Ids]], at: float) -> np.ndarray:
         return np.array(decoding.response_nll(self.bench.policy.model, ids, rows, self.bench.settings.chunk, at))

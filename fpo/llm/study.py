@@ -113,11 +113,14 @@ class Plan:
     def _settings(self, setting: str, arm: str, seed: int, gamma: float | None) -> Settings:
         changed = {**self.content["common"], **self.content["settings"][setting], **self.content["arms"][arm]}
         changed = {name: value for name, value in changed.items() if name not in ("weights", "weight_of")}
-        return settings(**changed, **({} if gamma is None else {"gamma": gamma}), seed=seed)
+        return settings(**changed | {"seed": seed} | ({} if gamma is None else {"gamma": gamma}))
 
-    def _read(self, job: Job) -> dict[str, Any] | None:
-        path = self.out / f"{job.name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def _read(self, jobs: Iterable[Job]) -> list[dict[str, Any]] | None:
+        """The files of these runs; None if one is missing."""
+        paths = [self.out / f"{job.name}.json" for job in jobs]
+        if not all(path.exists() for path in paths):
+            return None
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
     def pilots(self) -> list[Job]:
         """Standard runs on seeds of their own, in which the spread of every penalty is seen."""
@@ -129,8 +132,8 @@ class Plan:
 
     def units(self) -> dict[str, float] | None:
         """By rule: the mean spread of the reward over that of the penalty, in the pilots; None before they are done."""
-        found = [self._read(job) for job in self.pilots()]
-        if None in found:
+        found = self._read(self.pilots())
+        if found is None:
             return None
         spreads = {name: np.mean([run["spreads"][name] for run in found]) for name in found[0]["spreads"]}
         return {name: float(spreads["reward"] / value) for name, value in spreads.items() if name != "reward"}
@@ -154,18 +157,17 @@ class Plan:
 
     def chosen(self, arm: str) -> float | None:
         """The weight with the best mean utility on the probe at the end of the tuning runs; None if one is missing."""
-        jobs = [job for job in self.tuning() if job.arm == arm]
-        found = [self._read(job) for job in jobs]
-        if not jobs or None in found:
+        found = self._read(job for job in self.tuning() if job.arm == arm)
+        if not found:
             return None
-        means: dict[float, list[float]] = {}
-        for job, run in zip(jobs, found, strict=True):
-            means.setdefault(job.weight, []).append(np.mean(run["watched"][-1]["probe"]["utility"]))
-        return max(means, key=lambda weight: (np.mean(means[weight]), -weight))
+        ends: dict[float, list[float]] = {}
+        for run in found:
+            ends.setdefault(run["weight"], []).append(float(np.mean(run["watched"][-1]["probe"]["utility"])))
+        return max(ends, key=lambda weight: (np.mean(ends[weight]), -weight))
 
     def judged(self) -> list[Job]:
         """The runs that are judged, in the plan's order; an arm with a weight comes when it has been chosen."""
-        units, found = self.units(), []
+        units, found = self.units() or {}, []
         for part in self.content["judged"]:
             for seed in part["seeds"]:
                 for arm in part["arms"]:
@@ -326,7 +328,7 @@ def play(plan: Plan, jobs: Sequence[Job], work: Path, told: Callable[[int], None
     checkpoint.unlink(missing_ok=True)
 
 
-def _work(content: dict[str, Any], out: Path, jobs: list[Job], work: Path, steps: Any) -> None:
+def _work(content: Mapping[str, Any], out: Path, jobs: list[Job], work: Path, steps: Any) -> None:
     torch.set_num_threads(1)
     play(Plan(content, out), jobs, work, lambda taken: steps.put(taken * len(jobs)))
 

@@ -305,8 +305,8 @@ def train_together(
     at, first = sorted(watch_at), runs[0]
     with group.playing():
         while True:
-            due = watch is not None and group.position in at
-            if due and len(group.watched[0]) <= at.index(group.position):
+            due = group.position in at and len(group.watched[0]) <= at.index(group.position)
+            if watch is not None and due:
                 for kept, new in zip(group.watched, watch(group), strict=True):
                     kept.append({"position": group.position, **new})
             if checkpoint is not None and -(-group.position // first.window) % first.save_every == 0:
