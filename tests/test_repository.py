@@ -22,6 +22,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from fpo.llm.study import Plan
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "book").rglob("*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -275,6 +277,9 @@ def unknown_parameters(given: dict, stem: str, known: dict[str, set[str]]) -> se
 def test_parameter_files_name_real_parameters(file):
     known = {notebook.stem: parameters_of(notebook) for notebook in NOTEBOOKS}
     text = file.read_text(encoding="utf-8")
+    if text.startswith("# A plan for fpo.llm.study"):
+        assert Plan(yaml.safe_load(text), Path("runs")).missing(), "a plan of runs is no notebook's"
+        return
     named = re.match(r"# notebooks/(\w+)\.ipynb\b", text)
     assert unknown_parameters(yaml.safe_load(text), named[1] if named else file.stem, known) == set()
 
