@@ -107,8 +107,8 @@ def stored_runs(folder: str) -> dict[str, dict[str, Any]]:
     ValueError
         If a file is damaged.
     """
-    found = next((place / folder for place in _places() if (place / folder).is_dir()), Path("nowhere"))
-    return {path.stem: _read(path) for path in sorted(found.glob("*.json"))}
+    there = [place / folder for place in _places() if (place / folder).is_dir()]
+    return {path.stem: _read(path) for path in sorted(there[0].glob("*.json"))} if there else {}
 
 
 def decimals_at(path: str, digits: Mapping[str, int]) -> int | None:

@@ -54,7 +54,7 @@ TABLE = {
     "fpo.llm.together": {
         "files", "parameters", "rules", *llm("candidates decoding head loop runs settings workbench")
     },
-    "fpo.llm.panels": llm("decoding oracles prompts together workbench"),
+    "fpo.llm.panels": llm("candidates decoding prompts together workbench"),
     "fpo.llm.study": {
         "files", "parameters", "results", "rules",
         *llm("candidates loop oracles panels prompts settings together weights workbench")

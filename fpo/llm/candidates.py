@@ -208,18 +208,12 @@ class Writer:
         """
         if self.oracle is not None:
             prompts = [self.bench.prompts[index] for index in indices]
-            return _asked(self.oracle, prompts, texts).to(self.bench.policy.device)
+            return asked(self.oracle, prompts, texts).to(self.bench.policy.device)
         base_nll = self._base_nll(indices, tokens) if base_nll is None else base_nll
         if not bool(base_nll.isfinite().all()):
             raise TrainingError("the base's likelihood is not a finite number: try dtype = 'float32'")
-        values = [
-            [
-                likelihood_utility(before + float(nll), len(self.bench.prompt_ids[index]) - 1 + len(row))
-                for nll, row in zip(group, rows, strict=True)
-            ]
-            for index, before, group, rows in zip(indices, prompt_nll, base_nll, tokens, strict=True)
-        ]
-        return torch.tensor(values, device=self.bench.policy.device)
+        ids = [self.bench.prompt_ids[index] for index in indices]
+        return likely(ids, prompt_nll, base_nll.tolist(), tokens).to(self.bench.policy.device)
 
     def stream(self, positions: Sequence[int]) -> np.ndarray:
         """The random numbers that the candidates of these steps are drawn with, (P, N, T)."""
@@ -346,11 +340,14 @@ class Writer:
     ) -> rules.Candidates:
         s, team = self.settings, self.bench.team
         found: dict[str, Any] = {}
-        differences = scored.features - scored.reference_features()
-        for name, values in (("mean_gradient", scored.features), ("mean_difference", differences)):
-            if name in read:
-                total = team.add(values[~scored.empty].sum(0))
-                found[name] = total / team.add((~scored.empty).sum()).clamp(min=1)
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return team.add(values[~scored.empty].sum(0)) / team.add((~scored.empty).sum()).clamp(min=1)
+
+        if "mean_gradient" in read:
+            found["mean_gradient"] = mean(scored.features)
+        if "mean_difference" in read:
+            found["mean_difference"] = mean(scored.features - scored.reference_features())
         if "other" in read:
             # The neighbor in the window, whoever that is: every reference serves once.
             found["other"] = scored.reference.features.roll(1, 0)
@@ -363,7 +360,22 @@ class Writer:
         return replace(scored, **found)
 
 
-def _asked(oracle: Oracle, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> torch.Tensor:
+def likely(
+    ids: Sequence[decoding.Ids],
+    prompt_nll: Sequence[float],
+    nll: Sequence[Sequence[float]],
+    tokens: Sequence[Sequence[decoding.Ids]],
+) -> torch.Tensor:
+    """U by the base's likelihood, (P, n), from its summed NLL of each prompt and of n responses to it."""
+    return torch.tensor(
+        [
+            [likelihood_utility(before + own, len(prompt) - 1 + len(row)) for own, row in zip(group, rows, strict=True)]
+            for prompt, before, group, rows in zip(ids, prompt_nll, nll, tokens, strict=True)
+        ]
+    )
+
+
+def asked(oracle: Oracle, prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> torch.Tensor:
     """What an oracle says, (P, n), of n responses to each prompt.
 
     Raises

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fpo.llm import decoding
-from fpo.llm.oracles import likelihood_utility
+from fpo.llm.candidates import asked, likely
 from fpo.llm.prompts import Prompt
 from fpo.llm.together import Group
 from fpo.llm.workbench import Workbench, encoded
@@ -96,6 +96,7 @@ class Panel:
 
     def _part(self, group: Group, runs: Sequence[int], indices: Sequence[int]) -> list[Responses]:
         bench, s, count = self.bench, group.runs[0], self.count
+        writer = group.writers[0]  # what it is asked for here is the same in all runs of a group
         ids, prompts = [self._ids[i] for i in indices], [self.prompts[i] for i in indices]
         stream = np.stack(
             [
@@ -109,38 +110,26 @@ class Panel:
         beside = [[row for own in written for row in own.tokens[p]] for p in range(len(ids))]
         with bench.policy.base():
             base = self._nll(ids, beside, s.temperature) if self._log_ratios else np.full((len(ids), 1), np.nan)
-            likely: list[np.ndarray] = []
-            if group.writers[0].oracle is None:
-                likely = self._likelihood_utilities(ids, beside, len(runs))
+            if writer.oracle is None:
+                first = [rows[0] for rows in beside]
+                before = [nll for nll, _ in decoding.split_nll(bench.policy.model, ids, first, s.chunk)]
+                after = self._nll(ids, beside, 1.0)
         found = []
         for i, own in enumerate(written):
             columns = slice(i * count, (i + 1) * count)
-            texts = [[bench.policy.text(row) for row in group] for group in own.tokens]
-            flat = [text for group in texts for text in group]
+            texts = [[bench.policy.text(row) for row in rows] for rows in own.tokens]
+            flat = [text for rows in texts for text in rows]
             repeated = [prompt for prompt in prompts for _ in range(count)]
-            features = bench.reward_model.features(flat, self._shown(repeated, s.reward_reads))
-            oracle = group.writers[0].oracle
-            asked = likely[i] if oracle is None else np.reshape(oracle(repeated, flat), (len(ids), count))
+            features = writer.features(repeated, flat)
+            if writer.oracle is not None:
+                utilities = asked(writer.oracle, prompts, texts)
+            else:
+                utilities = likely(ids, before, after[:, columns].tolist(), own.tokens)
             log_ratios = np.array(own.logprobs) + (base[:, columns] if self._log_ratios else base)
-            found.append(Responses(own.tokens, texts, asked, log_ratios, features.view(len(ids), count, -1)))
+            found.append(
+                Responses(own.tokens, texts, utilities.double().numpy(), log_ratios, features.view(len(ids), count, -1))
+            )
         return found
-
-    def _likelihood_utilities(
-        self, ids: Sequence[decoding.Ids], rows: Sequence[Sequence[decoding.Ids]], runs: int
-    ) -> list[np.ndarray]:
-        """U by the base's likelihood, (P, N) of each run; `rows` holds the responses to a prompt run by run."""
-        model, chunk = self.bench.policy.model, self.bench.settings.chunk
-        before = decoding.split_nll(model, ids, [own[0] for own in rows], chunk)
-        after = self._nll(ids, rows, 1.0)
-        values = [
-            [likelihood_utility(before[p][0] + after[p, j], len(ids[p]) - 1 + len(row)) for j, row in enumerate(own)]
-            for p, own in enumerate(rows)
-        ]
-        return np.split(np.array(values), runs, axis=1)
 
     def _nll(self, ids: Sequence[decoding.Ids], rows: Sequence[Sequence[decoding.Ids]], at: float) -> np.ndarray:
         return np.array(decoding.response_nll(self.bench.policy.model, ids, rows, self.bench.settings.chunk, at))
-
-    @staticmethod
-    def _shown(prompts: Sequence[Prompt], reads: str) -> list[str] | None:
-        return [prompt.text for prompt in prompts] if reads == "prompt and response" else None

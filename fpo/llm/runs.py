@@ -235,10 +235,7 @@ class RunFolder:
         TrainingError
             If the disk is full.
         """
-        for line in lines:
-            for name in LABELS:
-                line[name] += self.trace[-1][name] if self.trace else 0
-            self.trace.append(line)
+        add_lines(self.trace, lines)
         if self._written:
             with self._disk(len(self.trace)):
                 content = append(self._written / "trace.jsonl", lines)
@@ -282,6 +279,14 @@ class RunFolder:
             if self._last_whole and self._last_whole["position"] > self._stored:
                 self._save(self._last_whole)
             raise
+
+
+def add_lines(trace: list[dict[str, Any]], lines: Iterable[dict[str, Any]]) -> None:
+    """Add lines to a trace; their counts of labels become running sums."""
+    for line in lines:
+        for name in LABELS:
+            line[name] += trace[-1][name] if trace else 0
+        trace.append(line)
 
 
 def append(path: Path, lines: list[dict[str, Any]]) -> bytes:

@@ -91,6 +91,8 @@ class Plan:
         a list of setting, arms, seeds. `watch_at`: positions. `group`: runs in a batch.
     out : path
         The folder of the files.
+    file : path
+        Where the content stands, for the runs' provenance.
 
     Raises
     ------
@@ -98,8 +100,8 @@ class Plan:
         If it holds something else.
     """
 
-    def __init__(self, content: Mapping[str, Any], out: Path) -> None:
-        self.content, self.out = content, out
+    def __init__(self, content: Mapping[str, Any], out: Path, file: Path = Path("PLAN.yaml")) -> None:
+        self.content, self.out, self.file = content, out, file
         wanted = {"common", "settings", "arms", "tuning", "judged", "watch_at", "group"}
         if not isinstance(content, Mapping) or set(content) != wanted:
             raise ParameterError(f"plan: must have the entries {', '.join(sorted(wanted))}")
@@ -168,13 +170,14 @@ class Plan:
     def judged(self) -> list[Job]:
         """The runs that are judged, in the plan's order; an arm with a weight comes when it has been chosen."""
         units, found = self.units() or {}, []
+        chosen = {arm: self.chosen(arm) for arm in self.content["arms"]}
         for part in self.content["judged"]:
             for seed in part["seeds"]:
                 for arm in part["arms"]:
                     changes = self.content["arms"][arm]
                     tuned = changes.get("weight_of", arm if "weights" in changes else None)
                     own = "gamma" in self.content["settings"][part["setting"]]
-                    weight = None if own or tuned is None else self.chosen(tuned)
+                    weight = None if own or tuned is None else chosen[tuned]
                     if tuned is not None and not own and weight is None:
                         continue
                     gamma = None if weight is None else weight * units[changes["rule"]]
@@ -317,7 +320,7 @@ def play(plan: Plan, jobs: Sequence[Job], work: Path, told: Callable[[int], None
         told,
     )
     spent = time.process_time() - cpu
-    command = "python -m fpo.llm.study notebooks/parameters/llm_study.yaml notebooks/runs/llm_study"
+    command = f"python -m fpo.llm.study {plan.file} {plan.out}"
     made = results.provenance(command, time.perf_counter() - started, "fpo", "torch", "transformers", "peft")
     made |= {"runs_beside": len(jobs) - 1, "cpu_seconds_a_run": round(spent / len(jobs), 1)}
     for key, path in kept.items():
@@ -328,9 +331,9 @@ def play(plan: Plan, jobs: Sequence[Job], work: Path, told: Callable[[int], None
     checkpoint.unlink(missing_ok=True)
 
 
-def _work(content: Mapping[str, Any], out: Path, jobs: list[Job], work: Path, steps: Any) -> None:
+def _work(plan: Plan, jobs: list[Job], work: Path, steps: Any) -> None:
     torch.set_num_threads(1)
-    play(Plan(content, out), jobs, work, lambda taken: steps.put(taken * len(jobs)))
+    play(plan, jobs, work, lambda taken: steps.put(taken * len(jobs)))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -344,7 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         content = read_yaml(given.plan.read_text(encoding="utf-8"), str(given.plan))
-        plan = Plan(content, given.out)
+        plan = Plan(content, given.out, given.plan)
         given.out.mkdir(parents=True, exist_ok=True)
         given.work.mkdir(parents=True, exist_ok=True)
         print(plan.cost(), flush=True)
@@ -366,17 +369,19 @@ def _play_all(plan: Plan, workers: int, work: Path, only: str) -> None:
         ProcessPoolExecutor(workers, context) as pool,
         tqdm(desc="prompts", smoothing=0) as bar,
     ):
-        steps = manager.Queue()
+        steps, changed = manager.Queue(), True
         while True:
-            missing = [job for job in plan.missing() if job.name.startswith(only)]
-            busy = {job.name for jobs in running.values() for job in jobs}
-            waiting = [job for job in missing if job.name not in busy]
-            for jobs in plan.groups(waiting)[: workers - len(running)]:
-                running[pool.submit(_work, plan.content, plan.out, jobs, work, steps)] = jobs
+            if changed:  # what is missing depends on files, which come when a group has ended
+                missing = [job for job in plan.missing() if job.name.startswith(only)]
+                busy = {job.name for jobs in running.values() for job in jobs}
+                waiting = [job for job in missing if job.name not in busy]
+                for jobs in plan.groups(waiting)[: workers - len(running)]:
+                    running[pool.submit(_work, plan, jobs, work, steps)] = jobs
+                bar.total = max(bar.n, bar.total or 0, sum(job.settings.steps for job in missing))
             if not running:
                 return
-            bar.total = max(bar.n, bar.total or 0, sum(job.settings.steps for job in missing))
             done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            changed = bool(done)
             while not steps.empty():
                 bar.update(steps.get())
             for future in done:

@@ -17,7 +17,7 @@ from fpo.llm import decoding
 from fpo.llm.candidates import TrainingError, Writer
 from fpo.llm.head import Comparisons
 from fpo.llm.loop import Learned, head_gradient, line, refitted
-from fpo.llm.runs import LABELS, saved_settings
+from fpo.llm.runs import add_lines, saved_settings
 from fpo.llm.settings import Settings
 from fpo.llm.workbench import Workbench
 from fpo.parameters import ParameterError, brief
@@ -189,10 +189,7 @@ class Group:
             for i, each in enumerate(lines):
                 there = ~window.scored.empty[i]
                 each["spreads"] = {name: float(values[i][there].std(correction=0)) for name, values in seen.items()}
-        for each in lines:
-            for name in LABELS:
-                each[name] += self.traces[run][-1][name] if self.traces[run] else 0
-            self.traces[run].append(each)
+        add_lines(self.traces[run], lines)
         s = writer.settings
         new = [each.comparisons for each in learned.values()]
         self.comparisons[run] = self.comparisons[run].and_latest(new, s.buffer_size)
