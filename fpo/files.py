@@ -76,10 +76,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def save_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write an object as JSON, whole or not at all."""
+def save_json(path: str | Path, content: dict[str, Any], indent: int | None = 1) -> None:
+    """Write an object as JSON, whole or not at all; without indent as one line."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        json.dump(content, file, indent=1, allow_nan=False)
+        json.dump(content, file, indent=indent, allow_nan=False)
         file.write("\n")
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tools.llm import same
 
+from fpo import files
 from fpo.llm import Policy, Workbench, Writer, decoding, settings, train
 from fpo.llm.head import fit_head
 from fpo.llm.panels import Panel
@@ -101,7 +102,9 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_numbers(bench, runs, toget
     chosen = [each.replace(save_every=2) for each in runs]
     with pytest.raises(Stop):
         train_together(chosen, bench, watch, (0, 3, 8), file, told=stop)
+    before = files.load(file)["spent"]
     again = train_together(chosen, bench, watch, (0, 3, 8), file)
+    assert all(again.spent[name] > spent > 0 for name, spent in before.items()), "what it took so far counts too"
     # After the watch at 3 the group had gone on to 6 and was stopped there, its checkpoint being that of 6 or earlier.
     assert seen[-1] == 8 and [each["position"] for each in again.watched[0]] == [0, 3, 8]
     strip = [[{k: v for k, v in line.items() if k != "machine"} for line in trace] for trace in again.traces]

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -308,7 +307,6 @@ def play(plan: Plan, jobs: Sequence[Job], work: Path, told: Callable[[int], None
         for batch, responses in (files.load(path) or {"references": []})["references"]:
             bench.references[key, tuple(batch)] = responses
     tuned = jobs[0].stage == "tuning"
-    started, cpu = time.perf_counter(), time.process_time()
     observed = [name for name in RULES if RULES[name].penalty is not RULES["standard"].penalty]
     group = train_together(
         [job.settings for job in jobs],
@@ -319,15 +317,14 @@ def play(plan: Plan, jobs: Sequence[Job], work: Path, told: Callable[[int], None
         observed if jobs[0].stage == "pilot" else (),
         told,
     )
-    spent = time.process_time() - cpu
     command = f"python -m fpo.llm.study {plan.file} {plan.out}"
-    made = results.provenance(command, time.perf_counter() - started, "fpo", "torch", "transformers", "peft")
-    made |= {"runs_beside": len(jobs) - 1, "cpu_seconds_a_run": round(spent / len(jobs), 1)}
+    made = results.provenance(command, group.spent["wall"], "fpo", "torch", "transformers", "peft")
+    made |= {"runs_beside": len(jobs) - 1, "cpu_seconds_a_run": round(group.spent["cpu"] / len(jobs), 1)}
     for key, path in kept.items():
         own = [[list(batch), responses] for (other, batch), responses in bench.references.items() if other == key]
         files.save(path, {"references": own})
     for run, job in enumerate(jobs):
-        files.save_json(plan.out / f"{job.name}.json", content_of(job, group, run, made))
+        files.save_json(plan.out / f"{job.name}.json", content_of(job, group, run, made), indent=None)
     checkpoint.unlink(missing_ok=True)
 
 

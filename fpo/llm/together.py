@@ -4,6 +4,7 @@ A token of 16 rows reads all weights for little arithmetic; the rows of several 
 draws what it draws alone, and learns with its own adapter, head and optimizer states.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ OWN = {
 }
 # The update takes each run's winners in so many parts, by length: short ones are not filled up to long ones.
 PARTS = 4
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 Watch = Callable[["Group"], list[dict[str, Any]]]
 
@@ -50,6 +52,8 @@ class Group:
     ----------
     position : int
         Steps that have been played.
+    spent : dict
+        Seconds that the group took so far, `wall` and `cpu`, the interrupted ones included.
     writers : list of Writer
     adapters : dict of tensors (R, ...)
         By the names of `Policy.adapter`.
@@ -70,6 +74,7 @@ class Group:
     def __init__(self, bench: Workbench, runs: Sequence[Settings], observed: Sequence[str] = ()) -> None:
         check_group(runs)
         self.bench, self.runs, self.observed, self.position = bench, list(runs), list(observed), 0
+        self.spent = dict.fromkeys(CLOCKS, 0.0)
         self.writers, adapters, heads = [], [], []
         for settings in runs:
             self.writers.append(Writer(bench, settings))
@@ -202,6 +207,7 @@ class Group:
         return {
             "runs": [saved_settings(settings) for settings in self.runs],
             "position": self.position,
+            "spent": self.spent,
             "adapters": {name: value.detach() for name, value in self.adapters.items()},
             "heads": self.heads.detach(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -230,7 +236,8 @@ class Group:
         self.comparisons = [Comparisons(*each) for each in state["comparisons"]]
         for writer, references in zip(self.writers, state["references"], strict=True):
             writer.references |= references
-        self.position, self.traces, self.watched = (state[name] for name in ("position", "traces", "watched"))
+        self.position, self.spent = state["position"], state["spent"]
+        self.traces, self.watched = state["traces"], state["watched"]
 
 
 def check_group(runs: Sequence[Settings]) -> None:
@@ -300,16 +307,20 @@ def train_together(
         group.restore(state)
         told(group.position)
     at, first = sorted(watch_at), runs[0]
+    before = {name: clock() for name, clock in CLOCKS.items()}
     with group.playing():
         while True:
             due = group.position in at and len(group.watched[0]) <= at.index(group.position)
             if watch is not None and due:
                 for kept, new in zip(group.watched, watch(group), strict=True):
                     kept.append({"position": group.position, **new})
+            now = {name: clock() for name, clock in CLOCKS.items()}
+            group.spent = {name: spent + now[name] - before[name] for name, spent in group.spent.items()}
+            before = now
             if checkpoint is not None and -(-group.position // first.window) % first.save_every == 0:
                 files.save(Path(checkpoint), group.state())
             if group.position >= first.steps:
                 return group
-            before = group.position
+            start = group.position
             group.step()
-            told(group.position - before)
+            told(group.position - start)
