@@ -138,7 +138,13 @@ def test_python_command(command, tmp_path, tiny):
     _, *arguments = shlex.split(command)
     if " fpo.llm " in command:
         arguments += [part for name in ("policy", "reward_model") for part in ("--set", f"{name}={tiny[name]}")]
-    if "fpo.llm.study" in command:
+    if "--again" in arguments:  # of a stored run's length and models, four steps of tiny ones
+        name = arguments[arguments.index("--again") + 1]
+        stored = json.loads((ROOT / "notebooks" / "runs" / "llm_study" / f"{name}.json").read_text(encoding="utf8"))
+        stored["settings"] |= {"steps": 4, **{key: tiny[key] for key in ("policy", "reward_model")}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(stored | {"winners": stored["winners"][:4]}))
+        arguments[arguments.index("notebooks/runs/llm_study")] = str(tmp_path)
+    elif "fpo.llm.study" in command:
         arguments += ["--only", "nothing"]  # what it would play and what that costs; tests/test_llm_study.py plays
     for name, parameters in SHORTER.items():
         if name in command:

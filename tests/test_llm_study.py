@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from peft import PeftModel
 
-from fpo.llm import study
-from fpo.llm.study import Plan, main
+from fpo.llm import Policy, Workbench, settings, study, train
+from fpo.llm.plan import Plan
+from fpo.llm.study import main, play_again
 from fpo.parameters import ParameterError
 
 
@@ -126,6 +129,33 @@ def test_the_command_plays_what_is_missing(content, played, tmp_path, capsys):
     assert run["winners"] == read(plan, "fixed-relaxed-1")["winners"]
     assert main(command) == 0
     assert "2 runs are there, 1 can be played now" in capsys.readouterr().out
+
+
+def test_a_stored_run_s_adapter_can_be_made_again(content, played, tmp_path, capsys):
+    """One command; the folder is PEFT's own, and gives any copy of the base what the run had learned."""
+    plan, _ = played
+    file, folder = tmp_path / "plan.yaml", tmp_path / "adapter"
+    file.write_text(yaml.safe_dump(content))
+    assert main([str(file), str(plan.out), "--again", "fixed-relaxed-1", str(folder)]) == 0
+    assert "all 4 winners are those of the stored run" in capsys.readouterr().out
+    own = settings(**read(plan, "fixed-relaxed-1")["settings"])
+    alone = Workbench(own)
+    train(own, bench=alone)
+    other = Policy(own)
+    ids = torch.tensor([other.encode("What is it?", "Answer.")])
+    with other.base():
+        base = other.model(ids).logits
+    loaded = PeftModel.from_pretrained(Policy(own)._peft.unload(), folder)
+    assert torch.allclose(loaded(ids).logits, alone.policy.model(ids).logits, atol=1e-5)
+    assert not torch.allclose(loaded(ids).logits, base, atol=1e-5)
+    path = plan.out / "fixed-relaxed-1.json"
+    stored = read(plan, path.stem)
+    changed = {**stored, "winners": [stored["winners"][0], 1 - stored["winners"][1], *stored["winners"][2:]]}
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / path.name).write_text(json.dumps(changed))
+    assert "the first 1 of 4 winners" in play_again(Plan(content, tmp_path / "runs"), path.stem, folder)
+    assert main([str(file), str(plan.out), "--again", "fixed-relaxed-9", str(folder)]) == 1
+    assert "has no run 'fixed-relaxed-9'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,10 @@ TABLE = {
         "files", "parameters", "rules", *llm("candidates decoding head loop runs settings workbench")
     },
     "fpo.llm.panels": llm("candidates decoding prompts together workbench"),
+    "fpo.llm.plan": {"parameters", *llm("settings")},
     "fpo.llm.study": {
         "files", "parameters", "results", "rules",
-        *llm("candidates loop oracles panels prompts settings together weights workbench")
+        *llm("candidates loop oracles panels plan prompts settings together weights workbench")
     },
     "fpo.llm": llm("candidates loop models prompts runs settings weights workbench"),
     "fpo.llm.__main__": {"llm", "llm.settings", "parameters"},

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -234,6 +235,11 @@ class Policy:
             yield
         finally:
             self._peft.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter in PEFT's own format, to be loaded by `PeftModel.from_pretrained(base, folder)`."""
+        # Left to itself peft asks the hub for the base, to see whether the vocabulary has grown; it has not.
+        self._peft.save_pretrained(str(folder), save_embedding_layers=False)
 
     def encode(self, text: str, system: str) -> list[int]:
         """A prompt's ids under the chat template, ready to be answered.

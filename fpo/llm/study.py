@@ -9,9 +9,8 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,8 +25,9 @@ from fpo.llm.candidates import TrainingError, beginning
 from fpo.llm.loop import refitted
 from fpo.llm.oracles import distinct_2, repetition
 from fpo.llm.panels import Panel, Responses
+from fpo.llm.plan import Job, Plan
 from fpo.llm.prompts import load_prompts
-from fpo.llm.settings import Settings, read_yaml, settings
+from fpo.llm.settings import read_yaml, settings
 from fpo.llm.together import Group, train_together
 from fpo.llm.weights import ModelError
 from fpo.llm.workbench import LOADED, Workbench
@@ -47,170 +47,6 @@ TRACED = (
     "distinct_2",
     "repetition",
 )
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a study.
-
-    Attributes
-    ----------
-    setting, arm : str
-    weight : float, optional
-        gamma in units of the spread of the reward over that of the penalty; None for arms without one.
-    seed : int
-    stage : str
-        `pilot`, `tuning` or `judged`.
-    settings : Settings
-    """
-
-    setting: str
-    arm: str
-    weight: float | None
-    seed: int
-    stage: str
-    settings: Settings
-
-    @property
-    def name(self) -> str:
-        """The name of its file, without its ending."""
-        tuned = f"@{self.weight:g}" if self.stage == "tuning" else ""
-        pilot = "pilot-" if self.stage == "pilot" else ""
-        return f"{self.setting}-{pilot}{self.arm}{tuned}-{self.seed}"
-
-
-class Plan:
-    """What a study consists of, and what of it is there.
-
-    Parameters
-    ----------
-    content : mapping
-        `common`: settings of every run. `settings`: by name, what each changes. `arms`: by name, what each changes,
-        with `weights` if one is tuned, or `weight_of` another arm. `tuning`: setting, seeds, pilots (seeds). `judged`:
-        a list of setting, arms, seeds. `watch_at`: positions. `group`: runs in a batch.
-    out : path
-        The folder of the files.
-    file : path
-        Where the content stands, for the runs' provenance.
-
-    Raises
-    ------
-    ParameterError
-        If it holds something else.
-    """
-
-    def __init__(self, content: Mapping[str, Any], out: Path, file: Path = Path("PLAN.yaml")) -> None:
-        self.content, self.out, self.file = content, out, file
-        wanted = {"common", "settings", "arms", "tuning", "judged", "watch_at", "group"}
-        if not isinstance(content, Mapping) or set(content) != wanted:
-            raise ParameterError(f"plan: must have the entries {', '.join(sorted(wanted))}")
-        for part in content["judged"]:
-            for kind, names in (("settings", [part["setting"]]), ("arms", part["arms"])):
-                if unknown := [name for name in names if name not in content[kind]]:
-                    raise ParameterError(f"plan: judged: {unknown[0]!r} is none of its {kind}")
-        for arm in content["arms"]:
-            self._settings(content["tuning"]["setting"], arm, 0, 1.0)
-
-    def _settings(self, setting: str, arm: str, seed: int, gamma: float | None) -> Settings:
-        changed = {**self.content["common"], **self.content["settings"][setting], **self.content["arms"][arm]}
-        changed = {name: value for name, value in changed.items() if name not in ("weights", "weight_of")}
-        return settings(**changed | {"seed": seed} | ({} if gamma is None else {"gamma": gamma}))
-
-    def _read(self, jobs: Iterable[Job]) -> list[dict[str, Any]] | None:
-        """The files of these runs; None if one is missing."""
-        paths = [self.out / f"{job.name}.json" for job in jobs]
-        if not all(path.exists() for path in paths):
-            return None
-        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-
-    def pilots(self) -> list[Job]:
-        """Standard runs on seeds of their own, in which the spread of every penalty is seen."""
-        setting, seeds = (self.content["tuning"][name] for name in ("setting", "pilots"))
-        return [
-            Job(setting, "standard", None, seed, "pilot", self._settings(setting, "standard", seed, None))
-            for seed in seeds
-        ]
-
-    def units(self) -> dict[str, float] | None:
-        """By rule: the mean spread of the reward over that of the penalty, in the pilots; None before they are done."""
-        found = self._read(self.pilots())
-        if found is None:
-            return None
-        spreads = {name: np.mean([run["spreads"][name] for run in found]) for name in found[0]["spreads"]}
-        return {name: float(spreads["reward"] / value) for name, value in spreads.items() if name != "reward"}
-
-    def _weights(self, arm: str) -> list[float]:
-        return self.content["arms"][arm].get("weights", [])
-
-    def tuning(self) -> list[Job]:
-        """Every weight of every arm that has one, on the tuning seeds; nothing before the pilots are done."""
-        setting, seeds = (self.content["tuning"][name] for name in ("setting", "seeds"))
-        units = self.units()
-        if units is None:
-            return []
-        return [
-            Job(setting, arm, weight, seed, "tuning", self._settings(setting, arm, seed, weight * units[rule]))
-            for seed in seeds
-            for arm, changes in self.content["arms"].items()
-            for rule in [changes["rule"]]
-            for weight in self._weights(arm)
-        ]
-
-    def chosen(self, arm: str) -> float | None:
-        """The weight with the best mean utility on the probe at the end of the tuning runs; None if one is missing."""
-        found = self._read(job for job in self.tuning() if job.arm == arm)
-        if not found:
-            return None
-        ends: dict[float, list[float]] = {}
-        for run in found:
-            ends.setdefault(run["weight"], []).append(float(np.mean(run["watched"][-1]["probe"]["utility"])))
-        return max(ends, key=lambda weight: (np.mean(ends[weight]), -weight))
-
-    def judged(self) -> list[Job]:
-        """The runs that are judged, in the plan's order; an arm with a weight comes when it has been chosen."""
-        units, found = self.units() or {}, []
-        chosen = {arm: self.chosen(arm) for arm in self.content["arms"]}
-        for part in self.content["judged"]:
-            for seed in part["seeds"]:
-                for arm in part["arms"]:
-                    changes = self.content["arms"][arm]
-                    tuned = changes.get("weight_of", arm if "weights" in changes else None)
-                    own = "gamma" in self.content["settings"][part["setting"]]
-                    weight = None if own or tuned is None else chosen[tuned]
-                    if tuned is not None and not own and weight is None:
-                        continue
-                    gamma = None if weight is None else weight * units[changes["rule"]]
-                    made = self._settings(part["setting"], arm, seed, gamma)
-                    found.append(Job(part["setting"], arm, weight, seed, "judged", made))
-        return found
-
-    def missing(self) -> list[Job]:
-        """What can be played now and is not there: pilots first, then judged runs, then the tuning of the others."""
-        known = {path.stem for path in self.out.glob("*.json")}
-        return [job for job in (*self.pilots(), *self.judged(), *self.tuning()) if job.name not in known]
-
-    def cost(self) -> str:
-        """What is missing, and how long that takes as far as the files of other runs say."""
-        there = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.out.glob("*.json"))]
-        missing = self.missing()
-        later = sum(len(part["seeds"]) * len(part["arms"]) for part in self.content["judged"]) - len(self.judged())
-        told = f"{len(there)} runs are there, {len(missing)} can be played now, {later} when their weights are chosen"
-        if not there:
-            return f"{told}; how long one takes will be known after the first ones"
-        seconds = float(np.mean([run["provenance"]["cpu_seconds_a_run"] for run in there]))
-        return f"{told}: about {(len(missing) + later) * seconds / 3600:.1f} CPU hours at {seconds:.0f} s a run"
-
-    def groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """Jobs that are played as one batch: of one stage and setting, in their order, seed by seed."""
-        found: list[list[Job]] = []
-        for job in jobs:
-            last = found[-1][-1] if found else None
-            alike = last is not None and (last.stage, last.setting) == (job.stage, job.setting)
-            if alike and len(found[-1]) < self.content["group"]:
-                found[-1].append(job)
-            else:
-                found.append([job])
-        return found
 
 
 class Watcher:
@@ -328,6 +164,31 @@ def play(plan: Plan, jobs: Sequence[Job], work: Path, told: Callable[[int], None
     checkpoint.unlink(missing_ok=True)
 
 
+def play_again(plan: Plan, name: str, folder: Path) -> str:
+    """Play a stored run once more, alone, and write its adapter in PEFT's own format; tells how far it came the same.
+
+    Raises
+    ------
+    ParameterError
+        If there is no such run.
+    """
+    path = plan.out / f"{name}.json"
+    if not path.exists():
+        raise ParameterError(f"--again: {plan.out} has no run {name!r}")
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    own = settings(**stored["settings"])
+    bench = Workbench(own)
+    with tqdm(total=own.steps, desc="prompts") as bar:
+        group = train_together([own], bench, told=bar.update)
+    with torch.no_grad():
+        for key, value in bench.policy.adapter.items():
+            value.copy_(group.adapters[key][0])
+    bench.policy.save_pretrained(folder)
+    same = [line["winner"] == old for line, old in zip(group.traces[0], stored["winners"], strict=True)]
+    alike = "all" if all(same) else f"the first {same.index(False)} of"
+    return f"{folder}: the adapter of {name}; {alike} {len(same)} winners are those of the stored run"
+
+
 def _work(plan: Plan, jobs: list[Job], work: Path, steps: Any) -> None:
     torch.set_num_threads(1)
     play(plan, jobs, work, lambda taken: steps.put(taken * len(jobs)))
@@ -341,10 +202,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, choices=range(1, 65), default=2, help="processes of one thread")
     parser.add_argument("--work", type=Path, default=Path("_build/llm_study"), help="the folder of checkpoints")
     parser.add_argument("--only", default="", help="runs whose names begin so")
+    parser.add_argument(
+        "--again", nargs=2, metavar=("NAME", "FOLDER"), help="play a run of OUT again and write its adapter to FOLDER"
+    )
     given = parser.parse_args(arguments)
     try:
         content = read_yaml(given.plan.read_text(encoding="utf-8"), str(given.plan))
         plan = Plan(content, given.out, given.plan)
+        if given.again:
+            print(play_again(plan, given.again[0], Path(given.again[1])))
+            return 0
         given.out.mkdir(parents=True, exist_ok=True)
         given.work.mkdir(parents=True, exist_ok=True)
         print(plan.cost(), flush=True)
