@@ -64,7 +64,7 @@ def fast(benchmark, dtype):
     benchmark.pedantic(play, args=[made], rounds=3, warmup_rounds=1)
 
 
-def slow(benchmark, dtype):
+def slow_window(benchmark, dtype):
     benchmark.extra_info["units"] = 1
     benchmark.pedantic(play_slowly(dtype).step, args=[0], rounds=1)
 
@@ -79,7 +79,7 @@ class TestFloat32:
         fast(benchmark, "float32")
 
     def test_slow(self, benchmark):
-        slow(benchmark, "float32")
+        slow_window(benchmark, "float32")
 
 
 @cpu("llm_bf16")
@@ -88,7 +88,7 @@ class TestBfloat16:
         fast(benchmark, "bfloat16")
 
     def test_slow(self, benchmark):
-        slow(benchmark, "bfloat16")
+        slow_window(benchmark, "bfloat16")
 
 
 @cpu("llm_fpo_overhead")
