@@ -7,8 +7,11 @@ class SoftmaxGame:
     """A Stackelberg game with a softmax policy over n actions and an RM that is linear in features (n, p).
 
     The RM is refitted to convergence for every theta; the gradient of F(theta) = sum_y pi(y) r_phi*(y) comes from
-    unrolled gradient descent, or from central differences.
+    unrolled gradient descent, or from central differences. With the goal "margin" the reward is measured from that of
+    the reference: F = sum_y pi(y) (r_phi*(y) - r_phi*(ref)).
     """
+
+    goal = "reward"
 
     def __init__(self, features, utilities, theta, feedback, ridge, reference):
         self.features, self.utilities, self.theta = features, utilities, theta
@@ -23,6 +26,10 @@ class SoftmaxGame:
 
     def differences(self):
         return self.features - self.reference if self.feedback == "bradley-terry" else self.features
+
+    def value(self, theta, phi):
+        level = self.reference @ phi if self.goal == "margin" else 0.0
+        return torch.softmax(theta, 0) @ (self.features @ phi - level)
 
     def loss(self, theta, phi):
         margins, pi = self.differences() @ phi, torch.softmax(theta, 0)
@@ -65,14 +72,13 @@ class SoftmaxGame:
             else:
                 slope = margins.sigmoid() - torch.sigmoid(self.utilities)
             phi = phi - (d.T @ (pi * slope) + self.ridge * phi) / top
-        value = torch.softmax(theta, 0) @ (self.features @ phi)
-        return torch.autograd.grad(value, theta)[0]
+        return torch.autograd.grad(self.value(theta, phi), theta)[0]
 
     def difference_gradient(self, theta, step=1e-5):
         """Central differences of F with the RM fitted anew at every point."""
 
         def value(t):
-            return float(torch.softmax(t, 0) @ (self.features @ self.fit(t)))
+            return float(self.value(t, self.fit(t)))
 
         moves = step * torch.eye(len(theta), dtype=theta.dtype)
         return torch.tensor([(value(theta + m) - value(theta - m)) / (2 * step) for m in moves], dtype=theta.dtype)
@@ -90,7 +96,7 @@ class SoftmaxGame:
             "probabilities": pi,
             "scores": torch.eye(len(theta), dtype=theta.dtype) - pi,
             "rewards": self.features @ phi,
-            "gradients": self.features,
+            "gradients": self.features - (self.reference if self.goal == "margin" else 0.0),
             "differences": d,
             "loss_gradients": slope[:, None] * d,
             "curvature": pi * bend,
