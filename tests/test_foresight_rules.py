@@ -7,17 +7,23 @@ from tools.verdicts import play
 CASES = {
     "too few games": (
         {"games": 20, "steps": 60},
-        {"two-goals": "new", "aligns-ridge": "open", "steers-ridge-reward": "open", "matched": "open"},
+        {"two-goals": "new", "aligns-ridge": "open", "steers-ridge-reward": "open", "matched": "partly"},
     ),
-    # Before the first step nobody has moved: what was asked for rises nowhere.
+    # After one step every leader has done a little of what it wants, and utility has hardly had time to fall.
     "one step": (
         {"games": 40, "steps": 1},
-        {"two-goals": "new", "aligns-bradley-terry": "not reproduced", "steers-bradley-terry-reward": "not reproduced"},
+        {"two-goals": "new", "matched": "new", "steers-ridge-reward": "partly", "steers-ridge-margin": "partly"},
     ),
-    # An RM that hardly answers gives its leader nothing to gain.
     "a ridge that holds the RM still": (
         {"games": 200, "steps": 200, "ridge": 100.0},
-        {"two-goals": "new", "steers-bradley-terry-reward": "not reproduced", "steers-ridge-margin": "not reproduced"},
+        {
+            "two-goals": "new",
+            "aligns-ridge": "new",
+            "aligns-bradley-terry": "new",
+            "steers-bradley-terry-reward": "not reproduced",
+            "matched": "new",
+            "open": "not reproduced",
+        },
     ),
 }
 
