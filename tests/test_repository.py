@@ -144,7 +144,7 @@ def test_every_launch_button_leads_to_an_environment_that_is_described():
 
 
 def test_chapters_need_no_more_than_colab_is_told_to_install():
-    """Whatever a chapter imports comes with the module and its extra llm."""
+    """Whatever a chapter imports comes with the module and its extra llm, or plays the notebook."""
     installed = {canonicalize_name(each.name) for extra in ("", "llm") for each in declared()[extra]}
     distributions = packages_distributions()
     for notebook in NOTEBOOKS:
@@ -152,7 +152,7 @@ def test_chapters_need_no_more_than_colab_is_told_to_install():
         tree = ast.parse("\n".join(cell.source for cell in cells))
         names = {each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names}
         names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        for name in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"fpo"}:
+        for name in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"fpo", "IPython"}:
             assert installed & {canonicalize_name(each) for each in distributions[name]}, f"{notebook.name}: {name}"
 
 
