@@ -1,7 +1,6 @@
 """The penalties chapter with other parameters: its verdict rules can fail and can stay open, and no cell falls over."""
 
 import pytest
-import torch
 from tools.verdicts import play
 
 CASES = {
@@ -36,15 +35,6 @@ CASES = {
         },
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    """As the chapter's first cell sets it; other tests do not."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -42,8 +42,7 @@ def positive(p, condition, seed):
 @given(shape=SHAPES, seed=st.integers(0, 10**6), ridge=st.floats(0.3, 2))
 @settings(max_examples=20)
 def test_all_routes_to_the_total_gradient_agree(feedback, goal, shape, seed, ridge):
-    game = slow.softmax.SoftmaxGame.random(*shape, feedback, ridge, seed)
-    game.goal = goal
+    game = slow.softmax.SoftmaxGame.random(*shape, feedback, ridge, seed, goal)
     theta = game.theta
     phi = game.fit(theta)
     rows = game.at(theta, phi)

@@ -11,25 +11,25 @@ class SoftmaxGame:
     the reference: F = sum_y pi(y) (r_phi*(y) - r_phi*(ref)).
     """
 
-    goal = "reward"
-
-    def __init__(self, features, utilities, theta, feedback, ridge, reference):
+    def __init__(self, features, utilities, theta, feedback, ridge, reference, goal="reward"):
         self.features, self.utilities, self.theta = features, utilities, theta
-        self.feedback, self.ridge, self.reference = feedback, ridge, reference
+        self.feedback, self.ridge, self.reference, self.goal = feedback, ridge, reference, goal
 
     @classmethod
-    def random(cls, actions, parameters, feedback, ridge, seed):
+    def random(cls, actions, parameters, feedback, ridge, seed, goal="reward"):
         g = torch.Generator().manual_seed(seed)
         features, reference = torch.randn(actions, parameters, generator=g), torch.randn(parameters, generator=g)
         utilities, theta = torch.randn(2, actions, generator=g)
-        return cls(features, utilities, theta, feedback, ridge, reference)
+        return cls(features, utilities, theta, feedback, ridge, reference, goal)
 
     def differences(self):
         return self.features - self.reference if self.feedback == "bradley-terry" else self.features
 
+    def gradients(self):
+        return self.features - self.reference if self.goal == "margin" else self.features
+
     def value(self, theta, phi):
-        level = self.reference @ phi if self.goal == "margin" else 0.0
-        return torch.softmax(theta, 0) @ (self.features @ phi - level)
+        return torch.softmax(theta, 0) @ (self.gradients() @ phi)
 
     def loss(self, theta, phi):
         margins, pi = self.differences() @ phi, torch.softmax(theta, 0)
@@ -96,7 +96,7 @@ class SoftmaxGame:
             "probabilities": pi,
             "scores": torch.eye(len(theta), dtype=theta.dtype) - pi,
             "rewards": self.features @ phi,
-            "gradients": self.features - (self.reference if self.goal == "margin" else 0.0),
+            "gradients": self.gradients(),
             "differences": d,
             "loss_gradients": slope[:, None] * d,
             "curvature": pi * bend,

@@ -32,7 +32,8 @@ def play(notebook: str, path: Path, figures: bool = True, **values: Any) -> tupl
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     try:
         with chdir(NOTEBOOKS[notebook].parent), plt.rc_context(), mock.patch.object(plt, "show"):
-            for cell in cells[first:]:
+            # The first cell too: `validated` takes its imports alone, and some chapters set torch's precision there.
+            for cell in (cells[0], *cells[first:]):
                 if figures or "figure" not in cell.metadata.get("mystnb", {}):
                     exec(compile(cell.source, cell.id, "exec", dont_inherit=True), namespace)
     finally:
