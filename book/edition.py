@@ -139,6 +139,7 @@ def mark(file, title, parameters):
     banner = f"Edition with other parameters: {'; '.join(changes)}. These are not the published numbers."
     config["title"] = title or f"{config['title']} (edition with other parameters)"
     config["html"]["announcement"] = html.escape(banner)
+    config["html"].pop("baseurl", None)  # its pages are not those that are published there
     config["sphinx"]["config"]["ogp_site_name"] = config["title"]
     file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf8")
 

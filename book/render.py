@@ -11,7 +11,7 @@ from pathlib import Path
 from edition import contents, digest, packages
 from execute import ROOT, Failed
 
-SOURCES = ("_config.yml", "_toc.yml", "CHANGELOG.md", "book", "notebooks")
+SOURCES = ("_config.yml", "_toc.yml", "CHANGELOG.md", "CITATION.cff", "book", "notebooks")
 
 
 def stage(folder):

@@ -12,6 +12,7 @@
 Claims that are `certain` (theorems and checks of code) are shown apart from the empirical ones.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -41,6 +42,49 @@ def read_claims(env, notebook):
     return claims
 
 
+def chapters(env):
+    """Names of the book's notebooks in reading order; the page that asks depends on the order too."""
+    toc = Path(env.srcdir, env.config.external_toc_path)
+    env.note_dependency(str(toc))
+    pages = [Path(page) for page in parse_toc_yaml(toc)]
+    return [page.stem for page in pages if page.parent.name == "notebooks"]
+
+
+def read_notebook(env, notebook):
+    """The cells of a notebook; the page that asks for them is made to depend on it."""
+    path = Path(env.srcdir, "notebooks", f"{notebook}.ipynb")
+    env.note_dependency(str(path))
+    if not path.is_file():
+        raise Fault(f"notebooks/{notebook}.ipynb is missing")
+    cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+    return [cell | {"source": "".join(cell["source"])} for cell in cells]
+
+
+def title(env, notebook):
+    """The title of a chapter."""
+    texts = (cell["source"] for cell in read_notebook(env, notebook) if cell["cell_type"] == "markdown")
+    found = next((match for text in texts if (match := re.search("^# (.+)$", text, re.MULTILINE))), None)
+    if found is None:
+        raise Fault(f"notebooks/{notebook}.ipynb has no title")
+    return found[1]
+
+
+def reference(directive, label, text=None, kind="ref"):
+    """A link to a label of the book, reading `text`, or as Sphinx names the place."""
+    made = addnodes.pending_xref(
+        "",
+        nodes.inline(text or label, text or label),
+        refdomain="std",
+        reftype=kind,
+        reftarget=label,
+        refexplicit=text is not None,
+        refwarn=True,
+        refdoc=directive.env.docname,
+    )
+    made.source, made.line = directive.get_source_info()
+    return made
+
+
 def anchor(claim):
     return f"claim-{claim['id']}"
 
@@ -54,6 +98,21 @@ def apart(claims):
     return [claim for claim in claims if not claim.get("certain")], [claim for claim in claims if claim.get("certain")]
 
 
+def squares(claims, address):
+    """A list of links to claims, each after the words that tell what it shows; `address` gives the id to go to."""
+
+    def square(claim):
+        statement = "".join(node.astext() for node in prose(claim["statement"]))
+        told = f"{claim['verdict']}: {statement}"
+        mark = nodes.inline(MARKS[claim["verdict"]], MARKS[claim["verdict"]], classes=["square-mark"])
+        words = nodes.inline(told, told, classes=["visually-hidden"])
+        classes = verdict_classes("square", claim)
+        return nodes.reference("", "", mark, words, refid=address(claim), reftitle=told, classes=classes)
+
+    items = [nodes.list_item("", paragraph(square(claim))) for claim in claims]
+    return nodes.bullet_list("", *items, classes=["squares"])
+
+
 class ClaimsTable(ResultsDirective):
     """{claims-table}: every claim of the named notebooks (of all, in reading order) with its verdict."""
 
@@ -63,7 +122,7 @@ class ClaimsTable(ResultsDirective):
     def build(self, notebooks):
         found = [
             claim | {"notebook": notebook}
-            for notebook in notebooks or self.notebooks_of_book()
+            for notebook in notebooks or chapters(self.env)
             for claim in read_claims(self.env, notebook)
         ]
         if not found:
@@ -84,13 +143,6 @@ class ClaimsTable(ResultsDirective):
             row["ids"] = [anchor(claim)]
         return made
 
-    def notebooks_of_book(self):
-        """Names of the book's notebooks in reading order; the page depends on the order too."""
-        toc = Path(self.env.srcdir, self.config.external_toc_path)
-        self.env.note_dependency(str(toc))
-        pages = [Path(page) for page in parse_toc_yaml(toc)]
-        return [page.stem for page in pages if page.parent.name == "notebooks"]
-
     def row(self, claim):
         badge = nodes.inline(claim["verdict"], claim["verdict"], classes=verdict_classes("verdict", claim))
         return (
@@ -100,28 +152,8 @@ class ClaimsTable(ResultsDirective):
                 paragraph(*prose(claim["value"])),
                 paragraph(nodes.Text("Rule: "), *prose(claim["rule"]), classes=["claim-rule"]),
             ],
-            [paragraph(self.link(claim["notebook"]))],
+            [paragraph(reference(self, f"claims-{claim['notebook']}", title(self.env, claim["notebook"])))],
         )
-
-    def link(self, notebook):
-        """A link to the claims section of a chapter, reading as the chapter's title."""
-        path = Path(self.env.srcdir, "notebooks", f"{notebook}.ipynb")
-        self.env.note_dependency(str(path))
-        title = re.search(r'"# ([^"\\]+)', path.read_text(encoding="utf8")) if path.is_file() else None
-        if title is None:
-            raise Fault(f"notebooks/{notebook}.ipynb is missing or has no title")
-        reference = addnodes.pending_xref(
-            "",
-            nodes.inline(title[1], title[1]),
-            refdomain="std",
-            reftype="ref",
-            reftarget=f"claims-{notebook}",
-            refexplicit=True,
-            refwarn=True,
-            refdoc=self.env.docname,
-        )
-        reference.source, reference.line = self.get_source_info()
-        return reference
 
 
 class KeyFigure(nodes.Element):
@@ -159,23 +191,8 @@ class Summary(ResultsDirective):
             told = ", ".join(f"{MARKS[verdict]} {count} {verdict}" for verdict, count in counts.items() if count)
             name = nodes.strong(head, head)
             parts.append(paragraph(name, nodes.Text(f": {told}"), classes=["squares-head"]))
-            items = [nodes.list_item("", paragraph(self.square(claim))) for claim in group]
-            parts.append(nodes.bullet_list("", *items, classes=["squares"]))
+            parts.append(squares(group, anchor))
         return parts
-
-    def square(self, claim):
-        statement = "".join(node.astext() for node in prose(claim["statement"]))
-        told = f"{claim['verdict']}: {statement}"
-        mark = nodes.inline(MARKS[claim["verdict"]], MARKS[claim["verdict"]], classes=["square-mark"])
-        return nodes.reference(
-            "",
-            "",
-            mark,
-            nodes.inline(told, told, classes=["visually-hidden"]),
-            refid=anchor(claim),
-            reftitle=told,
-            classes=verdict_classes("square", claim),
-        )
 
 
 class CompleteCards(SphinxTransform):

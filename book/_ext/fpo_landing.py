@@ -1,0 +1,190 @@
+"""What the first pages say of the chapters, taken from the chapters: one that comes later is there by itself.
+
+    ```{chapters}                       every chapter with its question, how long it takes and what came out
+    ```
+
+    ```{brief}                          every chapter's answer and what to take away from it
+    ```
+
+    {reading-time}`linear neural`       how long these chapters take to read together; `all` means every one
+
+    ```{bibtex}                         how to cite the book and the paper, from CITATION.cff
+    ```
+
+    {offer}`alignment-collapse.pdf|PDF`     a link to a file beside the site's first page, asleep until it is there
+
+A chapter's card (`{summary}`) holds its question and answer, and says "It takes N minutes to read"; the list under its
+heading "What to take away" is the rest.
+"""
+
+import re
+from pathlib import Path
+
+import yaml
+from docutils import nodes
+from docutils.statemachine import StringList
+from fpo_book import Fault, ResultsDirective, logger, paragraph
+from fpo_claims import MARKS, chapters, read_claims, read_notebook, reference, title
+from fpo_verdicts import VERDICT, claims_page, counted, filtered
+from markupsafe import escape
+from sphinx.util.docutils import SphinxRole
+
+CITATION = "CITATION.cff"
+
+
+def texts(env, notebook):
+    """The text cells of a chapter."""
+    return [cell["source"] for cell in read_notebook(env, notebook) if cell["cell_type"] == "markdown"]
+
+
+def said(env, notebook, name):
+    """The paragraph of a chapter's card that begins with this name in bold."""
+    card = texts(env, notebook)[0]
+    found = re.search(rf"^\*\*{name}\.\*\* (.+?)(?:\n\n|\n:::)", card, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise Fault(f"the card of notebooks/{notebook}.ipynb has no {name.lower()}")
+    return found[1]
+
+
+def taken_away(env, notebook):
+    """The list under the heading "What to take away", or nothing: a chapter that is under way has none yet."""
+    for text in texts(env, notebook):
+        if found := re.search(r"^## What to take away\n+((?:- .+\n?(?:  .+\n?)*)+)", text, re.MULTILINE):
+            return found[1]
+    return ""
+
+
+def minutes(env, notebook):
+    """How long a chapter takes to read, as its card says."""
+    found = re.search(r"(\d+) minutes to read", texts(env, notebook)[0])
+    if found is None:
+        raise Fault(f"the card of notebooks/{notebook}.ipynb does not say how many minutes it takes to read")
+    return int(found[1])
+
+
+def spelled(count):
+    """Minutes as a reader says them."""
+    hours, rest = divmod(count, 60)
+    if not hours:
+        return f"{rest} minutes"
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
+class FromChapters(ResultsDirective):
+    """A directive whose content is text of the chapters."""
+
+    def parsed(self, text, notebook):
+        """The nodes of a chapter's text, with its roles."""
+        box = nodes.container()
+        lines = StringList(text.splitlines(), source=f"notebooks/{notebook}.ipynb")
+        self.state.nested_parse(lines, 0, box)
+        return box.children
+
+    def verdicts(self, notebook):
+        """How the claims of a chapter came out, each number a link to them."""
+        claims = [claim | {"notebook": notebook} for claim in read_claims(self.env, notebook)]
+        page = claims_page(self.env)
+        items = []
+        for verdict, count in counted(claims, "verdict").items():
+            address = f"{page}{filtered(chapter=notebook, verdict=verdict)}#claims-list"
+            told = f"{MARKS[VERDICT[verdict]]} {count} {VERDICT[verdict]}"
+            items += [nodes.reference("", told, refuri=address, classes=[f"verdict-{verdict}"]), nodes.Text(" ")]
+        return paragraph(*items, classes=["chapter-verdicts"])
+
+
+class Chapters(FromChapters):
+    """{chapters}: the book's chapters as questions."""
+
+    def build(self, _):
+        items = []
+        for notebook in chapters(self.env):
+            name = paragraph(reference(self, notebook, title(self.env, notebook)), classes=["chapter-title"])
+            name += nodes.inline("", f" {spelled(minutes(self.env, notebook))}", classes=["chapter-time"])
+            question = self.parsed(said(self.env, notebook, "Question"), notebook)
+            items.append(nodes.list_item("", name, *question, self.verdicts(notebook)))
+        return [nodes.bullet_list("", *items, classes=["chapters"])]
+
+
+class Brief(FromChapters):
+    """{brief}: a section for each chapter with its answer, its verdicts and what to take away."""
+
+    def build(self, _):
+        sections = []
+        for notebook in chapters(self.env):
+            name = title(self.env, notebook)
+            section = nodes.section("", nodes.title("", name), ids=[f"brief-{notebook}"], names=[])
+            section += self.parsed(said(self.env, notebook, "Answer"), notebook)
+            section += self.verdicts(notebook)
+            if lines := taken_away(self.env, notebook):
+                section += [paragraph(nodes.strong("", "What to take away")), *self.parsed(lines, notebook)]
+            section += paragraph(nodes.Text("The chapter: "), reference(self, notebook, name))
+            sections.append(section)
+        return sections
+
+
+class ReadingTime(SphinxRole):
+    """{reading-time}`names`: the minutes of these chapters together, as text."""
+
+    def run(self):
+        names = chapters(self.env) if self.text == "all" else self.text.split()
+        try:
+            text = spelled(sum(minutes(self.env, name) for name in names))
+        except Fault as fault:
+            place = self.get_location()
+            logger.warning("{reading-time}`%s`: %s", self.text, fault, location=place, type="fpo", subtype="landing")
+            return [], []
+        return [nodes.inline(text, text, classes=["reading-time"])], []
+
+
+def entry(kind, key, work, **more):
+    """A BibTeX entry of a work of CITATION.cff."""
+    authors = [
+        f"{{{each['name']}}}" if "name" in each else f"{each['family-names']}, {each['given-names']}"
+        for each in work["authors"]
+    ]
+    fields = {"title": f"{{{work['title']}}}", "author": " and ".join(authors), **more}
+    return "\n".join([f"@{kind}{{{key},", *(f"  {name} = {{{value}}}," for name, value in fields.items()), "}"])
+
+
+def read_citation(env):
+    """What CITATION.cff says; the page that asks is made to depend on it."""
+    path = Path(env.srcdir, CITATION)
+    env.note_dependency(str(path))
+    if not path.is_file():
+        raise Fault(f"there is no {CITATION}")
+    return yaml.safe_load(path.read_text(encoding="utf8"))
+
+
+class Bibtex(ResultsDirective):
+    """{bibtex}: entries for the book and for the paper."""
+
+    def build(self, _):
+        book = read_citation(self.env)
+        year = str(book["date-released"])[:4]
+        key = re.sub(r"\W", "", book["title"].partition(",")[0]).lower() + year
+        made = [entry("misc", key, book, year=year, version=book["version"], url=book["repository-code"])]
+        for paper in book["references"]:
+            (number,) = [each["value"].partition(":")[2] for each in paper["identifiers"]]
+            more = {"year": paper["year"], "eprint": number, "archivePrefix": "arXiv", "url": paper["url"]}
+            made.append(entry("misc", f"{paper['authors'][0]['family-names'].lower()}{paper['year']}", paper, **more))
+        text = "\n\n".join(made)
+        return [nodes.literal_block(text, text, language="bibtex")]
+
+
+class Offer(SphinxRole):
+    """{offer}`FILE|text`: a link, after a dot, that sleeps in a comment until `book/offer.py` finds the file."""
+
+    def run(self):
+        name, _, text = self.text.partition("|")
+        address = "../" * self.env.docname.count("/") + name
+        link = f' \N{MIDDLE DOT} <a href="{escape(address)}">{escape(text)}</a>'
+        return [nodes.raw("", f"<!--offer {escape(name)}:{link}-->", format="html")], []
+
+
+def setup(app):
+    app.add_directive("chapters", Chapters)
+    app.add_directive("brief", Brief)
+    app.add_directive("bibtex", Bibtex)
+    app.add_role("reading-time", ReadingTime())
+    app.add_role("offer", Offer())
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,190 @@
+"""What other sites and catalogues read of a page: its address, its picture, who wrote it, and a map of the site.
+
+One setting says where the book is published, `html.baseurl` in _config.yml. From it come the canonical address, Open
+Graph's, that of the pictures, and sitemap.xml; without it (an edition has none) a page claims no address and no
+authors. Authors and dates are those of CITATION.cff. A chapter's picture is its key figure, at share/NAME.png.
+"""
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import urljoin
+from xml.sax.saxutils import escape as escape_xml
+
+import yaml
+from docutils import nodes
+from markupsafe import Markup
+from PIL import Image, ImageOps
+
+CITATION = "CITATION.cff"
+SIZE = (1200, 630)  # what the sites that show pictures of links ask for
+FOLDER = "share"
+
+
+def take_base(app, config):
+    """Open Graph's addresses begin with the book's own."""
+    config.ogp_site_url = config.html_baseurl
+
+
+def citation(app):
+    """What CITATION.cff says, or nothing."""
+    path = Path(app.srcdir, CITATION)
+    return yaml.safe_load(path.read_text(encoding="utf8")) if path.is_file() else None
+
+
+def key_figure(doctree):
+    """The image on a chapter's card."""
+    for part in doctree.findall(nodes.paragraph):
+        if "key-figure" in part["classes"]:
+            return part.next_node(nodes.image)
+    return None
+
+
+def draw(source, out):
+    """A figure on white, in the size and shape of a picture of a link."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(source) as read:
+        figure = read.convert("RGBA")
+    page = Image.new("RGBA", SIZE, "white")
+    figure = ImageOps.contain(figure, (SIZE[0] - 80, SIZE[1] - 60), Image.Resampling.LANCZOS)
+    page.alpha_composite(figure, ((SIZE[0] - figure.width) // 2, (SIZE[1] - figure.height) // 2))
+    page.convert("RGB").quantize(128).save(out, optimize=True)
+
+
+def collect_pictures(app, env):
+    """Draw the chapters' pictures before the first page is written: a page without one shows the first chapter's."""
+    env.fpo_pictures = {}
+    if app.builder.name != "html":
+        return
+    for docname in ordered(env):
+        image = key_figure(env.get_doctree(docname))
+        if image is not None:
+            name = f"{FOLDER}/{docname.rpartition('/')[2]}.png"
+            draw(Path(app.srcdir, image["uri"]), Path(app.outdir, name))
+            env.fpo_pictures[docname] = (name, image["alt"])
+
+
+def ordered(env):
+    """The book's pages in reading order."""
+    root = env.config.root_doc
+    found, ahead = [], [root]
+    while ahead:
+        docname = ahead.pop(0)
+        if docname not in found:
+            found.append(docname)
+            ahead = [*env.toctree_includes.get(docname, ()), *ahead]
+    return found
+
+
+def add_tags(app, pagename, templatename, context, doctree):
+    """The tags in a page's head."""
+    if doctree is None:
+        return
+    base, tags = app.config.html_baseurl, []
+    if not base:
+        context["metatags"] = re.sub(r'<meta property="og:url"[^>]*>\n?', "", context["metatags"])
+        return
+    pictures = app.env.fpo_pictures
+    picture = pictures.get(pagename) or next(iter(pictures.values()), None)
+    if picture:
+        name, alt = picture
+        tags += [meta("property", "og:image", urljoin(base, name)), meta("property", "og:image:alt", alt)]
+        tags += [meta("property", f"og:image:{side}", n) for side, n in zip(("width", "height"), SIZE, strict=True)]
+        tags.append(meta("name", "twitter:card", "summary_large_image"))
+    book = citation(app)
+    if book and (pagename == app.config.root_doc or pagename in pictures):
+        record = describe(app, pagename, picture, book)
+        tags += scholar(record, book)
+        tags.append(Markup('<script type="application/ld+json">{}</script>').format(Markup(as_script(record))))
+    context["metatags"] += "".join(f"{tag}\n" for tag in tags)
+
+
+def meta(kind, name, content):
+    return Markup('<meta {}="{}" content="{}" />').format(Markup(kind), name, content)
+
+
+def as_script(record):
+    """JSON for a script: no text in it can end the script."""
+    return json.dumps(record, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def describe(app, pagename, picture, book):
+    """A page in the words of schema.org: the book, or a chapter of it."""
+    base = app.config.html_baseurl
+    whole = {
+        "@type": "Book",
+        "name": book["title"],
+        "author": [author(each) for each in book["authors"]],
+        "datePublished": str(book["date-released"]),
+        "inLanguage": app.config.language,
+        "license": "https://creativecommons.org/licenses/by/4.0/",
+        "url": urljoin(base, app.builder.get_target_uri(app.config.root_doc)),
+    }
+    paper = book["references"][0]
+    about = {
+        "@type": "ScholarlyArticle",
+        "name": paper["title"],
+        "author": [author(each) for each in paper["authors"]],
+        "url": paper["url"],
+    }
+    if pagename == app.config.root_doc:
+        record = whole | {"description": book["abstract"], "about": about, "version": book["version"]}
+    else:
+        shared = {key: whole[key] for key in ("author", "datePublished", "inLanguage", "license")}
+        url = urljoin(base, app.builder.get_target_uri(pagename))
+        record = {
+            "@type": "Chapter",
+            "name": app.env.titles[pagename].astext(),
+            **shared,
+            "url": url,
+            "isPartOf": whole,
+            "about": about,
+        }
+    if picture:
+        record["image"] = urljoin(base, picture[0])
+    return {"@context": "https://schema.org", **record}
+
+
+def author(given):
+    if "name" in given:
+        return {"@type": "Organization", "name": given["name"]}
+    return {"@type": "Person", "name": f"{given['given-names']} {given['family-names']}"}
+
+
+def scholar(record, book):
+    """The tags that Google Scholar reads."""
+    tags = {"citation_title": record["name"]}
+    if record["@type"] == "Chapter":
+        tags["citation_inbook_title"] = book["title"]
+    tags |= {
+        "citation_publication_date": record["datePublished"].replace("-", "/"),
+        "citation_language": record["inLanguage"],
+        "citation_fulltext_html_url": record["url"],
+    }
+    authors = [meta("name", "citation_author", each["name"]) for each in record["author"]]
+    return [meta("name", name, content) for name, content in tags.items()] + authors
+
+
+def finish(app, error):
+    """The map of the site; and a page that is called like the book says so once in its title."""
+    if error is not None or app.builder.name != "html":
+        return
+    page = Path(app.outdir, app.builder.get_target_uri(app.config.root_doc))
+    text = page.read_text(encoding="utf8")
+    name = re.search(r"<title>(.+?) (?:&#8212;|\N{EM DASH}) \1</title>", text)
+    if name:
+        page.write_text(text.replace(name[0], f"<title>{name[1]}</title>"), encoding="utf8")
+    if base := app.config.html_baseurl:
+        addresses = [urljoin(base, app.builder.get_target_uri(docname)) for docname in ordered(app.env)]
+        lines = [f"<url><loc>{escape_xml(address)}</loc></url>" for address in addresses]
+        head = '<?xml version="1.0" encoding="UTF-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
+        Path(app.outdir, "sitemap.xml").write_text("\n".join([head, *lines, "</urlset>\n"]), encoding="utf8")
+
+
+def setup(app):
+    app.connect("config-inited", take_base)
+    app.connect("env-updated", collect_pictures)
+    # After Open Graph's own tags.
+    app.connect("html-page-context", add_tags, priority=900)
+    app.connect("build-finished", finish)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,30 @@
+"""Wake the links to files that were put beside a site's first page, the PDF first of all: `python book/offer.py SITE`.
+
+The pages are rendered before such a file can be made of them. Until it is there, its link sleeps in a comment
+(`{offer}` in book/_ext/fpo_landing.py), so that no site has a link to nothing.
+"""
+
+import html
+import re
+import sys
+from pathlib import Path
+
+
+def offer(site):
+    """Wake the links whose file is there; returns the pages that were changed."""
+    changed = []
+    for page in sorted(site.rglob("*.html")):
+        text = page.read_text(encoding="utf8")
+        awake = re.sub(r"<!--offer ([^:]+):(.*?)-->", lambda found: _wake(site, found), text, flags=re.DOTALL)
+        if awake != text:
+            page.write_text(awake, encoding="utf8")
+            changed.append(page)
+    return changed
+
+
+def _wake(site, found):
+    return found[2] if (site / html.unescape(found[1])).is_file() else found[0]
+
+
+if __name__ == "__main__":
+    offer(Path(sys.argv[1]))

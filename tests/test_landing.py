@@ -1,0 +1,265 @@
+"""The first page and the book in five minutes: they say what the results and the chapters say, and can be used."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from pybtex.database import parse_string
+from tools import pages
+from tools.sphinx_book import Book
+
+import fpo_landing  # isort: skip  # beside the other extensions, which the line above has put on the path
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = re.findall(r"notebooks/(\w+)", (ROOT / "_toc.yml").read_text())
+EXTENSIONS = [
+    *("myst_nb", "sphinx_external_toc", "sphinx_design", "fpo_book", "fpo_claims", "fpo_verdicts"),
+    *("fpo_landing", "fpo_pages"),
+]
+
+
+def page(built_book, name):
+    return BeautifulSoup((built_book / "book" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+
+
+def results(name):
+    return json.loads((ROOT / "notebooks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+# What the pages of the book say
+
+
+def test_the_first_page_answers_in_three_lines_with_the_results_numbers(built_book):
+    words = page(built_book, "index").select_one(".landing-words")
+    lines = words.select("ol > li")
+    assert len(lines) == 3 and all(line.select(".result") for line in lines)
+    linear, neural = results("linear")["results"], results("neural")["results"]
+    shown = [[each.get_text() for each in line.select(".result")] for line in lines]
+    assert shown[0][:2] == [str(linear["paired"]["fall"]["standard"]["wins"]), str(linear["seeds"])]
+    assert shown[1][0] == str(neural["summary"]["relaxed"]["saved"])
+
+
+@pytest.mark.parametrize("name", ["index", "brief"])
+def test_the_strip_adds_up_to_all_claims(built_book, name):
+    claims = [claim for chapter in CHAPTERS for claim in results(chapter)["claims"]]
+    strip = page(built_book, name).select_one(".verdict-strip")
+    assert sum(int(link.get_text().split()[1]) for link in strip.select("a")) == len(claims)
+    certain = sum(claim["certain"] for claim in claims)
+    paper = sum(claim["source"] == "paper" and not claim["certain"] for claim in claims)
+    totals = [int(head.span.get_text()) for head in strip.select(".strip-head")]
+    assert totals == [paper, len(claims) - paper - certain, certain]
+
+
+def test_every_chapter_is_on_both_pages_in_reading_order(built_book):
+    first, brief = page(built_book, "index"), page(built_book, "brief")
+    links = [item.select_one(".chapter-title a")["href"] for item in first.select("ul.chapters > li")]
+    assert links == [f"../notebooks/{name}.html#{name.replace('_', '-')}" for name in CHAPTERS]
+    assert [part["id"] for part in brief.select("section[id^=brief-]")] == [f"brief-{name}" for name in CHAPTERS]
+    for item in first.select("ul.chapters > li"):
+        assert "?" in item.select("p")[1].get_text() and item.select(".chapter-verdicts a")
+    for name in CHAPTERS:
+        card = BeautifulSoup((built_book / "notebooks" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+        answer = next(p for p in card.select(".summary-card p") if p.get_text().startswith("Answer."))
+        part = brief.select_one(f"#brief-{name}")
+        assert part.p.get_text().split() == answer.get_text().removeprefix("Answer. ").split()
+        source = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert bool(part.select("ul")) == ("## What to take away" in source)
+
+
+def test_the_bibtex_is_what_citation_says(built_book):
+    first = page(built_book, "index")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    text = first.select_one("#how-to-cite pre").get_text()
+    assert bibtex_faults(text, cited) == []
+    assert bibtex_faults(text.replace("Explained", "Explored"), cited) == ["title"]
+    assert bibtex_faults(text.replace("Bach, Francis and ", ""), cited) == ["author"]
+    assert bibtex_faults(text.replace("2605.04266", "2605.04267", 1), cited) == ["eprint"]
+    assert first.select('#how-to-cite a[href$="CITATION.cff"]')
+
+
+def bibtex_faults(text, cited):
+    """Fields of the two entries that differ from CITATION.cff."""
+    (book, paper) = parse_string(text, "bibtex").entries.values()
+    works = [(book, cited), (paper, cited["references"][0])]
+    found = []
+    for entry, work in works:
+        named = [str(person).strip("{}") for person in entry.persons["author"]]
+        wanted = [each.get("name") or f"{each['family-names']}, {each['given-names']}" for each in work["authors"]]
+        found += ["author"] if named != wanted else []
+        found += ["title"] if entry.fields["title"].strip("{}") != work["title"] else []
+    found += ["year"] if book.fields["year"] != str(cited["date-released"])[:4] else []
+    found += ["version"] if book.fields["version"] != cited["version"] else []
+    found += ["url"] if book.fields["url"] != cited["repository-code"] else []
+    numbers = [each["value"] for each in cited["references"][0]["identifiers"]]
+    found += ["eprint"] if f"arXiv:{paper.fields['eprint']}" not in numbers else []
+    return found
+
+
+# What a reader sees first
+
+
+IN_SIGHT = """
+() => Object.fromEntries(["h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".landing-explorer"].map(name => {
+  const box = document.querySelector(name).getBoundingClientRect();
+  return [name, [box.left, box.right, box.top, box.bottom]];
+}))
+"""
+
+
+@pytest.fixture
+def opened(built_book, browser):
+    with pages.served(built_book) as address, closing(browser._chromium.new_context()) as session:
+        tab = session.new_page()
+
+        def go(width, height):
+            tab.set_viewport_size({"width": width, "height": height})
+            tab.goto(f"{address}book/index.html")
+            return tab
+
+        yield go
+
+
+def test_a_wide_first_screen_holds_answer_figure_verdicts_and_ways_in(opened):
+    boxes = opened(1280, 900).evaluate(IN_SIGHT)
+    assert all(bottom <= 900 for _, _, _, bottom in boxes.values()), boxes
+    assert boxes[".landing-explorer"][0] >= boxes[".landing-words ol"][1], "the figure stands beside the answer"
+
+
+def test_a_phones_first_screen_holds_the_answer(opened):
+    tab = opened(390, 844)
+    assert tab.evaluate(IN_SIGHT)[".landing-words ol"][3] <= 844
+    assert tab.evaluate(pages.FIND_OVERFLOW) is None
+
+
+def test_the_ways_in_lead_somewhere(opened):
+    tab = opened(1280, 900)
+    names = tab.locator(".ways-in strong").all_inner_texts()
+    assert names == ["5 minutes", "An hour", "Everything", "Re-run", "Use"]
+    for i in range(len(names)):
+        link = tab.locator(".ways-in a").nth(i)
+        assert link.evaluate("one => one.checkVisibility()")
+        link.click()
+        tab.wait_for_load_state()
+        fragment = tab.evaluate("location.hash.slice(1)")
+        assert not fragment or tab.evaluate("id => !!document.getElementById(id)", fragment)
+        opened(1280, 900)
+
+
+def test_a_part_of_the_strip_leads_to_its_claims(opened):
+    tab = opened(1280, 900)
+    part = tab.locator(".verdict-strip a").first
+    count = int(part.inner_text().split()[1])
+    part.click()
+    tab.wait_for_url("**/claims.html?*")
+    assert tab.locator("li.claim:visible").count() == count
+
+
+# The directives, in a tiny book
+
+
+CARD = """(tiny)=
+# A tiny game
+
+:::{admonition} tiny
+
+**Question.** Does it grow by $x$?
+
+**Answer.** By {result}`tiny/share|.0%`,
+and no more.
+
+**You need** nothing. **It takes** 15 minutes to read.
+:::
+"""
+TAKE = "## What to take away\n\n- It grows:\n  by {result}`tiny/gap|.1f`.\n- Wait.\n\nMore text."
+
+
+class Site(Book):
+    def __init__(self, folder):
+        super().__init__(folder)
+        (self.source / "book").mkdir()
+        (self.source / "book" / "claims.md").write_text(
+            "# Claims\n\n```{claims-overview}\n```\n\n```{claims-cards}\n```\n"
+        )
+        (self.source / "_toc.yml").write_text(
+            "format: jb-book\nroot: index\nchapters:\n- file: notebooks/tiny\n- file: book/claims\n"
+        )
+        self.chapter(CARD, TAKE, "(claims-tiny)=\n## Claims", "Something.")
+
+    def make(self, page, **settings):
+        return self.build(page, extensions=EXTENSIONS, **settings)
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path)
+
+
+def test_the_brief_is_the_chapters_own_words(site):
+    made, warnings = site.make("```{brief}\n```")
+    assert warnings == ""
+    part = made.select_one("section#brief-tiny")
+    assert part.h2.get_text().startswith("A tiny game") and part.p.get_text().split() == "By 35%, and no more.".split()
+    assert [" ".join(item.get_text().split()) for item in part.select("li")] == ["It grows: by −1.2.", "Wait."]
+    assert part.select_one(".chapter-verdicts a")["href"] == (
+        "book/claims.html?chapter=tiny&verdict=reproduced#claims-list"
+    )
+    assert part.select("p")[-1].a["href"] == "notebooks/tiny.html#tiny"
+
+
+def test_a_chapter_that_is_under_way_has_nothing_to_take_away(site):
+    site.chapter(CARD, "(claims-tiny)=\n## Claims", "Something.")
+    made, warnings = site.make("```{brief}\n```")
+    assert warnings == "" and not made.select("section#brief-tiny li") and "35%" in made.get_text()
+
+
+def test_chapters_are_questions(site):
+    made, warnings = site.make("```{chapters}\n```\n\nIn all {reading-time}`all`.")
+    assert warnings == ""
+    (item,) = made.select("ul.chapters > li")
+    assert [p.get_text() for p in item.select("p")] == [
+        "A tiny game 15 minutes",
+        r"Does it grow by \(x\)?",
+        "✓ 1 reproduced ",
+    ]
+    assert "In all 15 minutes." in made.get_text()
+
+
+def test_minutes_as_a_reader_says_them():
+    assert [fpo_landing.spelled(count) for count in (5, 60, 105)] == ["5 minutes", "1 h", "1 h 45 min"]
+
+
+@pytest.mark.parametrize(
+    ("card", "page", "message"),
+    [
+        (CARD.replace("**Answer.**", "Answer:"), "```{brief}\n```", "the card of notebooks/tiny.ipynb has no answer"),
+        (CARD.replace("**Question.**", ""), "```{chapters}\n```", "notebooks/tiny.ipynb has no question"),
+        (CARD.replace("15 minutes", "long"), "{reading-time}`all`", "does not say how many minutes"),
+        (CARD, "{reading-time}`other`", "notebooks/other.ipynb is missing"),
+        (CARD, "```{bibtex}\n```", "there is no CITATION.cff"),
+    ],
+)
+def test_a_fault_of_a_card_is_a_warning(site, card, page, message):
+    site.chapter(card, TAKE, "(claims-tiny)=\n## Claims", "Something.")
+    assert message in site.make(page)[1]
+
+
+def test_an_offered_file_has_a_link_once_it_is_there(site):
+    made, warnings = site.make("Read {offer}`a book.pdf|the <PDF>`")
+    assert warnings == "" and not made.select('a[href*="pdf"]')
+    command = [sys.executable, str(ROOT / "book" / "offer.py"), str(site.out)]
+    before = (site.out / "index.html").read_bytes()
+    assert subprocess.run(command).returncode == 0
+    assert (site.out / "index.html").read_bytes() == before
+    shutil.copyfile(site.out / "index.html", site.out / "a book.pdf")
+    assert subprocess.run(command).returncode == 0
+    (link,) = site.page("index").select('a[href="a book.pdf"]')
+    assert link.get_text() == "the <PDF>"
