@@ -328,13 +328,13 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder: Path, handler: type[_Handler] = _Handler) -> Iterator[str]:
     """Serve a folder on a free loopback port; yields the address of the book."""
 
-    def handler(*args):
-        return _Handler(*args, directory=str(folder))
+    def handle(*args):
+        return handler(*args, directory=str(folder))
 
-    with _Server(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handle) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
