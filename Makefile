@@ -35,7 +35,7 @@ help:
 
 else
 
-.PHONY: help book html refresh edition test portable lint weight bench lock clean
+.PHONY: help book html pdf zip refresh edition test portable lint weight bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -62,6 +62,12 @@ book: $(VENV)/.book ## execute every notebook, render the book, print its first 
 
 html: $(VENV)/.book ## render the committed outputs, executing nothing
 	@$(PY) book/build.py html
+
+pdf: $(VENV)/.book ## print the committed outputs as one PDF, with Chromium or Chrome
+	@$(PY) book/build.py pdf
+
+zip: $(VENV)/.book ## pack the rendered committed outputs for reading offline
+	@$(PY) book/build.py zip
 
 refresh: $(VENV)/.test ## execute every notebook and update the committed outputs and results
 	@$(PY) book/build.py refresh
