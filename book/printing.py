@@ -1,7 +1,8 @@
 """The rendered book as one PDF, and as an archive to read offline.
 
 All pages are joined, in reading order, into one page that knows no others: ids are made unique, links between pages
-lead to their place in it. Chromium prints that page by book/_static/print.css. It is printed twice: the first print
+lead to their place in it. Chromium prints that page by book/_static/print.css and
+book/bound.css. It is printed twice: the first print
 says on which page each heading lands, and the second has these numbers in its contents.
 """
 
@@ -23,6 +24,7 @@ from chromium import Unprinted
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 NAME = "alignment-collapse"
+BOUND = Path(__file__).with_name("bound.css")
 # What only works on a screen, and code that is folded away there. The theme's own pieces that never print come last.
 SCREEN_ONLY = (
     "a.headerlink, button, form, script, style[data-emotion], details.hide, input, .toctree-wrapper,"
@@ -181,8 +183,7 @@ def make_head(book, head, page, title):
         if node.name != "script" or MATH_SCRIPT.search(node.get("src") or node.get_text()):
             made.append(node)
     make_absolute(made, page)
-    # A reader's own printer knows its paper. This book has one size, whatever the machine's locale.
-    add(made, "style").string = "@page { size: A4 }"
+    add(made, "style").string = BOUND.read_text(encoding="utf8")
     return made
 
 

@@ -64,7 +64,7 @@ def test_the_print_opens_as_a_book_does(printed):
 # A small site, sound or with faults
 
 
-STYLE = (ROOT / "book" / "_static" / "print.css").read_text(encoding="utf8")
+STYLE = "".join((ROOT / "book" / name).read_text(encoding="utf8") for name in ("_static/print.css", "bound.css"))
 CODE = "x = " + " + ".join(f"number_{i}" for i in range(30))
 HIDDEN = "hidden_name_of_a_folded_cell = another_name()"
 FOLD = f"""<details class="hide above-input"><summary>Code</summary>
