@@ -35,7 +35,7 @@ help:
 
 else
 
-.PHONY: help book html refresh edition test portable lint bench lock clean
+.PHONY: help book html pdf zip refresh edition test portable lint weight bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -63,6 +63,12 @@ book: $(VENV)/.book ## execute every notebook, render the book, print its first 
 html: $(VENV)/.book ## render the committed outputs, executing nothing
 	@$(PY) book/build.py html
 
+pdf: $(VENV)/.book ## print the committed outputs as one PDF, with Chromium or Chrome
+	@$(PY) book/build.py pdf
+
+zip: $(VENV)/.book ## pack the rendered committed outputs for reading offline
+	@$(PY) book/build.py zip
+
 refresh: $(VENV)/.test ## execute every notebook and update the committed outputs and results
 	@$(PY) book/build.py refresh
 
@@ -80,6 +86,10 @@ lint: $(VENV)/.test ## style and types of code, style of notebooks and workflows
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@if command -v actionlint >/dev/null; then actionlint; else echo "workflows not checked: no actionlint on PATH"; fi
+
+weight: $(VENV)/.test ## what each page costs a reader on a slow phone: seconds, kB, requests
+	@$(PY) book/build.py html
+	@$(PY) tests/tools/weight.py _build/html/html
 
 $(VENV)/.bench: $(VENV)/.test
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,trl]"

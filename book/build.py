@@ -1,4 +1,4 @@
-"""Execute and render the book: `book`, `html`, `refresh`, `edition`. The Makefile's targets call this file.
+"""Execute, render and print the book: `book`, `html`, `pdf`, `zip`, `refresh`, `edition`. The Makefile calls this file.
 
 Every build works on a copy of the sources below _build/ and renders it strictly, from an empty output. Only `refresh`
 writes to the sources, and only after every notebook has run.
@@ -12,6 +12,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from chromium import Unprinted, require_browser
 from edition import RECORD, BadInput, mark, read_folder, read_parameters, record, refuse_strangers
 from execute import (
     BUILD,
@@ -27,6 +28,7 @@ from execute import (
     parameter_names,
 )
 from filelock import FileLock, Timeout
+from printing import NAME, pack, print_book
 from render import render_or_reuse, render_strictly, stage, tell
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of the notebooks' kernels sleep: see fpo/__init__.py
@@ -63,11 +65,34 @@ def build_book():
     tell(BUILD / "book" / "html")
 
 
+def render_committed():
+    """Render the committed outputs: the sources and the site."""
+    source, site = stage(BUILD / "html" / "source"), BUILD / "html" / "html"
+    render_or_reuse(source, site)
+    return source, site
+
+
 @alone()
 def build_html():
     """Render the committed outputs."""
-    render_or_reuse(stage(BUILD / "html" / "source"), BUILD / "html" / "html")
-    tell(BUILD / "html" / "html")
+    tell(render_committed()[1])
+
+
+@alone()
+def build_pdf():
+    """Print the committed outputs as one PDF."""
+    require_browser()  # before the work, not after it
+    source, site = render_committed()
+    print("printing the book", flush=True)
+    print_book(site, source, BUILD / f"{NAME}.pdf")
+    print(f"Open {(BUILD / f'{NAME}.pdf').as_uri()}")
+
+
+@alone()
+def build_zip():
+    """Pack the rendered committed outputs for reading offline."""
+    pack(render_committed()[1], BUILD / f"{NAME}.zip")
+    print(f"Packed {BUILD / f'{NAME}.zip'}: unpack it and open index.html")
 
 
 @alone()
@@ -123,7 +148,8 @@ def write_edition(out, title, parameters):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, command in {"book": build_book, "html": build_html, "refresh": refresh}.items():
+    simple = {"book": build_book, "html": build_html, "pdf": build_pdf, "zip": build_zip, "refresh": refresh}
+    for name, command in simple.items():
         commands.add_parser(name, help=command.__doc__).set_defaults(call=lambda args, command=command: command())
     edition = commands.add_parser("edition", help=build_edition.__doc__)
     edition.add_argument("--parameters", required=True, metavar="FILE", help="YAML: notebook: {parameter: value}")
@@ -135,7 +161,7 @@ def main(arguments=None):
     os.environ["TQDM_DISABLE"] = "1"
     try:
         args.call(args)
-    except (BadInput, Failed) as error:
+    except (BadInput, Failed, Unprinted) as error:
         print(f"{args.command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
     return 0

@@ -22,6 +22,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book
 NOT_RUN = {
     "make test": "it runs these very tests",
     "make portable": "it runs the other tests",
+    "make weight": "it measures times; tests/test_weight.py checks what it says of bytes",
     "make bench": "it takes long; tests/test_benchmarks.py checks what it says",
     "make lock": "it asks a package index what is new",
     "conda ": "tests/test_repository.py compares environment.yml with the Makefile",

@@ -1,6 +1,7 @@
 """A study by a plan: pilots, tuning, judged runs; what is there is not played again; a stopped one goes on."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,18 @@ def test_pilots_come_first_and_judged_runs_when_their_weights_are_chosen(played)
     ]
     left = {path.name.partition("-")[0] for path in plan.out.parent.glob("*.pt")}
     assert left == {"references"}, "checkpoints of runs that are done are gone"
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_groups_are_few_and_even_and_stay_what_they_are_when_the_first_is_done(played, count):
+    plan, _ = played
+    pilot = plan.pilots()[0]
+    jobs = [replace(pilot, seed=seed, stage=stage) for stage in ("tuning", "judged") for seed in range(count)]
+    groups = plan.groups(jobs)
+    sizes = [len(group) for group in groups]
+    assert [job for group in groups for job in group] == jobs
+    assert len(sizes) == 2 * -(-count // 3) and max(sizes) - min(sizes) <= 1
+    assert plan.groups(jobs[sizes[0] :]) == groups[1:]
 
 
 def test_weights_are_in_units_of_spreads_and_chosen_on_the_probe(played):

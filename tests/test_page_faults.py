@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import chromium
 import pytest
 from bs4 import BeautifulSoup
 from tools import pages
@@ -305,7 +306,7 @@ def test_find_browser_where_none_is_on_the_path(monkeypatch, tmp_path, folder, p
     """macOS and Windows keep applications in folders of their own, all with blanks in their names."""
     monkeypatch.delenv("CHROMIUM", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(pages, "FOLDERS", pages.FOLDERS[1:])  # not /Applications of this machine
+    monkeypatch.setattr(chromium, "FOLDERS", chromium.FOLDERS[1:])  # not /Applications of this machine
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("PROGRAMFILES", str(tmp_path / "Program Files"))

@@ -13,6 +13,10 @@ from docutils import nodes
 from sphinx.util import logging
 
 MATHJAX = "sphinx-mathjax-offline"
+# It stands there from the start, so that nothing moves; book/_static/code.js makes it work.
+CODE_SWITCH = (
+    '<button class="btn btn-sm code-switch needs-script" type="button"><span class="what">Show all code</span></button>'
+)
 HEADS = ("h1", "h2", "h3", "h4")
 
 logger = logging.getLogger(__name__)
@@ -54,6 +58,9 @@ def mend(soup):
         del toggle["aria-label"]  # it would hide the fold's own name
     for card in soup.select("div.summary-card"):
         card.attrs |= {"role": "region", "aria-label": "Summary"}
+    header = soup.select_one(".article-header-buttons")
+    if header and soup.select_one("article div.cell_input") and not header.select_one(".code-switch"):
+        header.insert(0, BeautifulSoup(CODE_SWITCH, "html.parser"))
     for toggle in soup.select("details > summary"):
         if not toggle.get_text(strip=True) and not toggle.get("aria-label"):
             part = toggle.find_parent("li")

@@ -3,8 +3,8 @@
 
 document.addEventListener("DOMContentLoaded", () => {
   const cells = document.querySelectorAll("article div.cell_input");
-  const header = document.querySelector(".article-header-buttons");
-  if (!cells.length || !header) return;
+  const button = document.querySelector(".code-switch");
+  if (!cells.length || !button) return;
 
   const read = () => {
     try {
@@ -21,12 +21,7 @@ document.addEventListener("DOMContentLoaded", () => {
     }
   };
 
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "btn btn-sm code-switch";
-  const what = document.createElement("span");
-  what.className = "what";
-  button.append(what);
+  const what = button.querySelector(".what");
   const status = document.createElement("span");
   status.className = "visually-hidden";
   status.setAttribute("role", "status");
@@ -49,5 +44,5 @@ document.addEventListener("DOMContentLoaded", () => {
     remember(code);
     status.textContent = code === "shown" ? "All code is shown" : "All code is hidden";
   });
-  header.prepend(button, status);
+  button.after(status);
 });

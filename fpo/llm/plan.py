@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +165,13 @@ class Plan:
         return f"{told}: about {(len(missing) + later) * seconds / 3600:.1f} CPU hours at {seconds:.0f} s a run"
 
     def groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """Jobs that are played as one batch: of one stage and setting, in their order, seed by seed."""
+        """Jobs that are played as one batch: of one stage and setting, in their order, in as few and as even parts as
+        the plan's `group` allows, the larger ones first."""
         found: list[list[Job]] = []
-        for job in jobs:
-            last = found[-1][-1] if found else None
-            alike = last is not None and (last.stage, last.setting) == (job.stage, job.setting)
-            if alike and len(found[-1]) < self.content["group"]:
-                found[-1].append(job)
-            else:
-                found.append([job])
+        for _, alike in groupby(jobs, lambda job: (job.stage, job.setting)):
+            rest = list(alike)
+            for parts in range(-(-len(rest) // self.content["group"]), 0, -1):
+                size = -(-len(rest) // parts)
+                found.append(rest[:size])
+                rest = rest[size:]
         return found

@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the folder of the runs' files")
     parser.add_argument("--workers", type=int, choices=range(1, 65), default=2, help="processes of one thread")
     parser.add_argument("--work", type=Path, default=Path("_build/llm_study"), help="the folder of checkpoints")
-    parser.add_argument("--only", default="", help="runs whose names begin so")
+    parser.add_argument("--only", nargs="+", default=[""], help="runs whose names begin with one of these")
     parser.add_argument(
         "--again", nargs=2, metavar=("NAME", "FOLDER"), help="play a run of OUT again and write its adapter to FOLDER"
     )
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _play_all(plan: Plan, workers: int, work: Path, only: str) -> None:
+def _play_all(plan: Plan, workers: int, work: Path, only: Sequence[str]) -> None:
     context = get_context("spawn")  # a forked child of a process that has used threads may hang
     running: dict[Future, list[Job]] = {}
     with (
@@ -236,7 +236,7 @@ def _play_all(plan: Plan, workers: int, work: Path, only: str) -> None:
         steps, changed = manager.Queue(), True
         while True:
             if changed:  # what is missing depends on files, which come when a group has ended
-                missing = [job for job in plan.missing() if job.name.startswith(only)]
+                missing = [job for job in plan.missing() if job.name.startswith(tuple(only))]
                 busy = {job.name for jobs in running.values() for job in jobs}
                 waiting = [job for job in missing if job.name not in busy]
                 for jobs in plan.groups(waiting)[: workers - len(running)]:

@@ -14,7 +14,7 @@ import http.server
 import importlib.resources
 import os
 import re
-import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +25,9 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 from tools import Fault
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "book"))
+from chromium import ARGUMENTS, NO_BROWSER, find_browser  # noqa: E402, F401  those that ask for a browser find them here
 
 EXTERNAL = "external request"
 CONSOLE = "console error"
@@ -238,23 +241,6 @@ def static_faults(folder: str | Path, first: str = "index.html") -> list[Fault]:
 # What a browser sees
 # ---------------------------------------------------------------------------------------------------------------------
 
-NO_BROWSER = "no Chromium found: install chromium or google-chrome, or set CHROMIUM to its path"
-COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-# Where macOS and Windows put a browser; the folders are there on their own system only.
-FOLDERS = ("/Applications", "~/Applications", "$PROGRAMFILES", "${PROGRAMFILES(X86)}", "$LOCALAPPDATA")
-PLACES = (
-    "Google Chrome.app/Contents/MacOS/Google Chrome", "Chromium.app/Contents/MacOS/Chromium",
-    "Microsoft Edge.app/Contents/MacOS/Microsoft Edge", "Google/Chrome/Application/chrome.exe",
-    "Chromium/Application/chrome.exe", "Microsoft/Edge/Application/msedge.exe",
-)  # fmt: skip
-# No sandbox: containers seldom allow one, and only our own files are opened. Their /dev/shm is small. The rest keeps
-# Chromium off the network; the resolver's rule does so for the pages as well, at no cost (playwright's own routing
-# would switch the cache off).
-ARGUMENTS = (
-    "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-)  # fmt: skip
 PREFIX = "/book/"
 WIDTHS = (1280, 768, 390, 320)  # pixels: a desktop, a tablet, a phone, and the least that WCAG asks for
 HEIGHT = 900
@@ -272,25 +258,6 @@ ALT_RULES = {"image-alt", "input-image-alt", "object-alt", "role-img-alt", "svg-
 FAMILIES = {"": "", "sans": "sans-serif", "serif": "serif", "mono": "monospace, monospace"}
 LIMIT = 180  # seconds for a page to load or its math to be set: nobody waits for it but where something hangs
 REPEATS = ("Failed to load resource", "WebSocket connection to")
-
-
-def find_browser() -> str | None:
-    """The path of a Chromium: $CHROMIUM, one on PATH, an application, or playwright's own; None without any."""
-    named = os.environ.get("CHROMIUM")
-    if named:
-        return shutil.which(named)
-    for command in COMMANDS:
-        if path := shutil.which(command):
-            return path
-    for folder in map(os.path.expandvars, map(os.path.expanduser, FOLDERS)):
-        for place in PLACES:
-            if os.path.isfile(path := os.path.join(folder, place)):
-                return path
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        path = playwright.chromium.executable_path
-    return path if path and os.path.exists(path) else None
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
@@ -328,13 +295,13 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder: Path, handler: type[_Handler] = _Handler) -> Iterator[str]:
     """Serve a folder on a free loopback port; yields the address of the book."""
 
-    def handler(*args):
-        return _Handler(*args, directory=str(folder))
+    def handle(*args):
+        return handler(*args, directory=str(folder))
 
-    with _Server(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handle) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:
