@@ -128,16 +128,29 @@ def opened(built_book, browser):
         yield go
 
 
+def out_of_sight(boxes, height, whole, begun):
+    """Of the parts that should be in the first screen, whole or begun, those that are not."""
+    found = [name for name in whole if boxes[name][3] > height]
+    return found + [name for name in begun if boxes[name][2] > height]
+
+
 def test_a_wide_first_screen_holds_answer_figure_verdicts_and_ways_in(opened):
-    boxes = opened(1280, 900).evaluate(IN_SIGHT)
-    assert all(bottom <= 900 for _, _, _, bottom in boxes.values()), boxes
+    tab = opened(1280, 900)
+    parts = (["h1", ".landing-words ol", ".verdict-strip", ".landing-explorer"], [".ways-in"])
+    boxes = tab.evaluate(IN_SIGHT)
+    assert out_of_sight(boxes, 900, *parts) == []
     assert boxes[".landing-explorer"][0] >= boxes[".landing-words ol"][1], "the figure stands beside the answer"
+    tab.locator("h1").evaluate("title => { title.style.height = '800px'; }")
+    assert out_of_sight(tab.evaluate(IN_SIGHT), 900, *parts) != []
 
 
-def test_a_phones_first_screen_holds_the_answer(opened):
+def test_a_phones_first_screen_holds_the_answer_and_the_verdicts(opened):
     tab = opened(390, 844)
-    assert tab.evaluate(IN_SIGHT)[".landing-words ol"][3] <= 844
+    parts = (["h1", ".landing-words ol"], [".verdict-strip"])
+    assert out_of_sight(tab.evaluate(IN_SIGHT), 844, *parts) == []
     assert tab.evaluate(pages.FIND_OVERFLOW) is None
+    tab.locator("h1").evaluate("title => { title.style.height = '800px'; }")
+    assert out_of_sight(tab.evaluate(IN_SIGHT), 844, *parts) != []
 
 
 def test_the_ways_in_lead_somewhere(opened):
@@ -148,7 +161,7 @@ def test_the_ways_in_lead_somewhere(opened):
         link = tab.locator(".ways-in a").nth(i)
         assert link.evaluate("one => one.checkVisibility()")
         link.click()
-        tab.wait_for_load_state()
+        tab.wait_for_load_state("domcontentloaded")
         fragment = tab.evaluate("location.hash.slice(1)")
         assert not fragment or tab.evaluate("id => !!document.getElementById(id)", fragment)
         opened(1280, 900)

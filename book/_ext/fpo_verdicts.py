@@ -107,13 +107,17 @@ class VerdictStrip(ResultsDirective):
             links = "".join(self.link(page, source, *count) for count in counted(those, "verdict").items())
             head = f'<p class="strip-head">{escape(HEADS[source])} <span>{len(those)}</span></p>'
             bars.append(f'<div class="strip-group">{head}<ul class="strip-bar">{links}</ul></div>')
+        given = [VERDICT[verdict] for verdict in counted(claims, "verdict")]
+        legend = ", ".join(f"{MARKS[verdict]} {verdict}" for verdict in given)
+        bars.append(f'<p class="strip-legend" aria-hidden="true">{legend}</p>')
         return [nodes.raw("", f'<div class="verdict-strip">{"".join(bars)}</div>', format="html")]
 
     @staticmethod
     def link(page, source, verdict, count):
         address = escape(f"{page}{filtered(source=source, verdict=verdict)}#claims-list")
         mark = f'<span aria-hidden="true">{MARKS[VERDICT[verdict]]}</span>'
-        link = f'<a class="square verdict-{verdict}" href="{address}">{mark} {count} {VERDICT[verdict]}</a>'
+        word = f' <span class="strip-word">{VERDICT[verdict]}</span>'
+        link = f'<a class="square verdict-{verdict}" href="{address}">{mark} {count}{word}</a>'
         return f'<li style="--claims: {count}">{link}</li>'
 
 
