@@ -1,0 +1,49 @@
+"""Explorers of the built book in a browser: where they are, opening one, and asking it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WHERE = {
+    "linear": "notebooks/linear.html",
+    "neural": "notebooks/neural.html",
+}
+
+
+def stored(path):
+    """The content of a JSON file below notebooks/."""
+    return json.loads((ROOT / "notebooks" / f"{path}.json").read_text(encoding="utf8"))
+
+
+@contextmanager
+def opened(browser, address, name, query="", width=1280, height=900, **options):
+    """An explorer's page in a session of its own, once the script has drawn; what failed in the page, fails here."""
+    session = browser._chromium.new_context(viewport={"width": width, "height": height}, **options)
+    tab = session.new_page()
+    told = []
+    tab.on("pageerror", lambda error: told.append(str(error)))
+    without_formulas(tab)
+    tab.goto(f"{address}{WHERE[name]}#explorer-{name}{query}")
+    if options.get("java_script_enabled", True):
+        tab.wait_for_selector(f"#explorer-{name}[data-ready]", state="attached")
+    yield tab
+    session.close()
+    assert not told
+
+
+def without_formulas(tab):
+    """Spare the page its formulas, which take most of the time of loading it and move what stands below."""
+    tab.route("**/tex-svg-full.js*", lambda route: route.abort())
+
+
+def field(tab, name, value=None):
+    """A field of the explorer, or that one of a group which stands for a value."""
+    return tab.locator(f".explorer [name={name}]" + (f"[value={value}]" if value else ""))
+
+
+def query_of(tab):
+    """The state as it stands in the address."""
+    return tab.evaluate("decodeURIComponent(location.hash)").partition("?")[2]
