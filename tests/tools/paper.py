@@ -72,27 +72,28 @@ def faults(pdf: Path, site: Path, paths: list[str]) -> list[Fault]:
     if last < 0.99 * first:
         found.add(Fault("the print", SHRUNK, f"to {last / first:.0%}, since something is wider than a page"))
 
+    # The right margin is as wide as the left one; a page may hold only what is set in.
+    left = min((left for sheet in sheets for left, _ in sheet.edges), default=0)
     for number, (sheet, text) in enumerate(zip(sheets, bodies, strict=True), start=1):
         where = f"page {number}"
         if not text and not sheet.pictures:
             found.add(Fault(where, BLANK, "neither a word nor a picture"))
-        # The right margin is as wide as the left one.
-        edge = sheet.width - min((left for left, _ in sheet.edges), default=0) + ROUNDING
+        edge = sheet.width - left + ROUNDING
         found |= {Fault(where, CLIPPED, f"text ends at {right:.0f} pt") for _, right in sheet.edges if right > edge}
         found |= {Fault(where, TEX, tex) for tex in re.findall(r"\\\(.{0,40}|\\\[.{0,40}", text)}
         bad = [each for each in sheet.addresses if not re.match(r"https?:|mailto:", each)]
         found |= {Fault(where, LINK, address) for address in bad}
 
     shown = "\n".join({squeeze(line) for each in sources for line in each.shown})
-    begins = {}
+    begins, contents, at = {}, "\n".join(unicodedata.normalize("NFKC", text) for text in texts), 0
     for source in sources:
-        title = squeeze(source.headings[0])
-        named = page_named(title, texts)
-        if named is None:
-            found.add(Fault(source.path, ABSENT, f"no line of the contents: {source.headings[0]}"))
-        begins[source.path] = named or 0
         for heading in source.headings:
-            number = page_named(squeeze(heading), texts)
+            # In their order: many chapters have a section of the same name.
+            number, at = page_named(squeeze(heading), contents, at)
+            if heading is source.headings[0]:
+                begins[source.path] = number or 0
+                if number is None:
+                    found.add(Fault(source.path, ABSENT, f"no line of the contents: {heading}"))
             if number is None or not 1 <= number <= len(texts) or squeeze(heading) not in squeezed[number - 1]:
                 found.add(Fault(source.path, NUMBER, f"{heading} is said to be on page {number}"))
         for line in source.shown[:LONGEST]:
@@ -106,13 +107,11 @@ def faults(pdf: Path, site: Path, paths: list[str]) -> list[Fault]:
     return sorted(found, key=str)
 
 
-def page_named(title: str, texts: list[str]) -> int | None:
-    """The page that the contents give for a heading."""
+def page_named(title: str, contents: str, start: int) -> tuple[int | None, int]:
+    """The page that the contents give for a heading, looked for from `start` on; and where its line ends."""
     pattern = r"\s*".join(map(re.escape, title)) + r"\s*(\d+)\s*$"
-    for text in texts:
-        if match := re.search(pattern, unicodedata.normalize("NFKC", text), re.MULTILINE):
-            return int(match[1])
-    return None
+    match = re.compile(pattern, re.MULTILINE).search(contents, start)
+    return (int(match[1]), match.end()) if match else (None, start)
 
 
 @dataclass
