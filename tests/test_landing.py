@@ -108,7 +108,8 @@ def bibtex_faults(text, cited):
 
 
 IN_SIGHT = """
-() => Object.fromEntries(["article h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".landing-explorer"].map(name => {
+() => Object.fromEntries(
+["article h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".landing-explorer"].map(name => {
   const box = document.querySelector(name).getBoundingClientRect();
   return [name, [box.left, box.right, box.top, box.bottom]];
 }))
