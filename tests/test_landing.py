@@ -108,7 +108,8 @@ def bibtex_faults(text, cited):
 
 
 IN_SIGHT = """
-() => Object.fromEntries(["h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".landing-explorer"].map(name => {
+() => Object.fromEntries(
+["article h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".landing-explorer"].map(name => {
   const box = document.querySelector(name).getBoundingClientRect();
   return [name, [box.left, box.right, box.top, box.bottom]];
 }))
@@ -136,20 +137,20 @@ def out_of_sight(boxes, height, whole, begun):
 
 def test_a_wide_first_screen_holds_answer_figure_verdicts_and_ways_in(opened):
     tab = opened(1280, 900)
-    parts = (["h1", ".landing-words ol", ".verdict-strip", ".landing-explorer"], [".ways-in"])
+    parts = (["article h1", ".landing-words ol", ".verdict-strip", ".landing-explorer"], [".ways-in"])
     boxes = tab.evaluate(IN_SIGHT)
     assert out_of_sight(boxes, 900, *parts) == []
     assert boxes[".landing-explorer"][0] >= boxes[".landing-words ol"][1], "the figure stands beside the answer"
-    tab.locator("h1").evaluate("title => { title.style.height = '800px'; }")
+    tab.locator("article h1").evaluate("title => { title.style.height = '800px'; }")
     assert out_of_sight(tab.evaluate(IN_SIGHT), 900, *parts) != []
 
 
 def test_a_phones_first_screen_holds_the_answer_and_the_verdicts(opened):
     tab = opened(390, 844)
-    parts = (["h1", ".landing-words ol"], [".verdict-strip"])
+    parts = (["article h1", ".landing-words ol"], [".verdict-strip"])
     assert out_of_sight(tab.evaluate(IN_SIGHT), 844, *parts) == []
     assert tab.evaluate(pages.FIND_OVERFLOW) is None
-    tab.locator("h1").evaluate("title => { title.style.height = '800px'; }")
+    tab.locator("article h1").evaluate("title => { title.style.height = '800px'; }")
     assert out_of_sight(tab.evaluate(IN_SIGHT), 844, *parts) != []
 
 
