@@ -108,7 +108,7 @@ def faults(pdf: Path, site: Path, paths: list[str]) -> list[Fault]:
 
 def page_named(title: str, texts: list[str]) -> int | None:
     """The page that the contents give for a heading."""
-    pattern = r"\s*".join(map(re.escape, title)) + r"\s*(\d+)\s*$"
+    pattern = r"^\s*" + r"\s*".join(map(re.escape, title)) + r"\s*(\d+)\s*$"
     for text in texts:
         if match := re.search(pattern, unicodedata.normalize("NFKC", text), re.MULTILINE):
             return int(match[1])
@@ -127,10 +127,10 @@ class Sheet:
     width: float
 
 
-def read_sheets(pdf: Path) -> list[Sheet]:
-    """Read every page."""
+def read_sheets(pdf: Path, count: int | None = None) -> list[Sheet]:
+    """Read every page, or the first ones."""
     with closing(pypdfium2.PdfDocument(pdf)) as document:
-        return [read_sheet(document, page) for page in document]
+        return [read_sheet(document, document[i]) for i in range(len(document) if count is None else count)]
 
 
 def read_sheet(document, page) -> Sheet:
