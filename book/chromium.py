@@ -76,7 +76,9 @@ def print_page(browser, page, pdf):
 def run(browser, *arguments) -> bytes:
     """What the browser writes to its standard output, with a profile of its own."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
-        command = [browser, "--headless", *ARGUMENTS, f"--user-data-dir={profile}", *arguments]
+        # A page in a file may not use a font in another one without leave.
+        ours = ("--headless", "--allow-file-access-from-files", f"--user-data-dir={profile}")
+        command = [browser, *ours, *ARGUMENTS, *arguments]
         try:
             done = subprocess.run(command, capture_output=True, timeout=LIMIT)
         except subprocess.TimeoutExpired:

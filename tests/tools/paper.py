@@ -126,10 +126,10 @@ class Sheet:
     width: float
 
 
-def read_sheets(pdf: Path) -> list[Sheet]:
-    """Read every page."""
+def read_sheets(pdf: Path, count: int | None = None) -> list[Sheet]:
+    """Read every page, or the first ones."""
     with closing(pypdfium2.PdfDocument(pdf)) as document:
-        return [read_sheet(document, page) for page in document]
+        return [read_sheet(document, document[i]) for i in range(len(document) if count is None else count)]
 
 
 def read_sheet(document, page) -> Sheet:

@@ -1,0 +1,20 @@
+"""404.html, which a host shows in the place of a page that is not there, at whatever address that would be."""
+
+
+def give_contents(app, pagename, templatename, context, doctree):
+    """Tell the page all others in reading order; its links are relative to the site's root."""
+    if pagename == "404":
+        titles = app.env.titles
+        context["book_pages"] = [
+            (app.builder.get_target_uri(name), titles[name].astext()) for name in app.env.collect_relations()
+        ]
+
+
+def add_page(app, config):
+    config.html_additional_pages["404"] = "404.html"
+
+
+def setup(app):
+    app.connect("config-inited", add_page)
+    app.connect("html-page-context", give_contents)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
