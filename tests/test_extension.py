@@ -1,11 +1,8 @@
 """The book's own role, directives and mending: what they show, and that every fault is a warning."""
 
-from contextlib import closing
-
 import pytest
-import yaml
 from bs4 import BeautifulSoup
-from tools.sphinx_book import CLAIM, EXTENSIONS, RESULTS, Book
+from tools.sphinx_book import CLAIM, RESULTS, Book
 
 import fpo_pages  # isort: skip  # beside the other extensions, which the line above has put on the path
 
@@ -94,27 +91,6 @@ def test_fault_of_a_table_is_a_warning(book, directive, results, message):
     assert "index.md:3: WARNING" in warnings
 
 
-def test_no_formula_of_a_page_makes_a_link_or_html(book, browser):
-    """With the book's own settings of MathJax, whoever wrote the formula."""
-    settings = yaml.safe_load((EXTENSIONS.parents[1] / "_config.yml").read_text(encoding="utf8"))["sphinx"]["config"]
-    active = [
-        r"\href{javascript:alert(1)}{x}",
-        r"\style{color: red}{x}",
-        r"\class{mine}{x}",
-        r"\require{html}\href{javascript:alert(1)}{x}",
-        r"\bbox[border: 9px solid]{x}",
-    ]
-    text = " ".join(f"${math}$" for math in [*active, "x^2"])
-    book.build(text, mathjax3_config=settings["mathjax3_config"])
-    with closing(browser._chromium.new_page()) as page:
-        page.goto((book.out / "index.html").as_uri())
-        page.evaluate("MathJax.startup.promise")
-        count = {what: page.locator(f"mjx-container {what}").count() for what in ("a", ".mine", "[style*=red]")}
-        assert page.locator("mjx-container").count() == len(active) + 1
-        assert page.locator("mjx-container:has([data-mjx-error])").count() == len(active)
-    assert count == {"a": 0, ".mine": 0, "[style*=red]": 0}
-
-
 def test_environment_table(book):
     page, _ = book.build("```{environment-table} tiny\n```")
     rows = [[cell.get_text() for cell in row.find_all("td")] for row in page.select("tbody tr")]
@@ -126,14 +102,6 @@ def test_image_without_alt_text_is_a_warning(book):
     (book.source / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     assert "image without alt text: a.svg" in book.build("```{image} a.svg\n```")[1]
     assert book.build("```{image} a.svg\n:alt: Nothing\n```")[1] == ""
-
-
-def test_site_carries_its_own_mathjax(book):
-    page, _ = book.build("$x$")
-    assert (book.out / "_static" / "tex-svg-full.js").stat().st_size > 1e6
-    sources = [script["src"].partition("?")[0] for script in page.select("script[src]")]
-    assert "_static/tex-svg-full.js" in sources
-    assert not [source for source in sources if "//" in source]
 
 
 def test_mending_names_what_a_screen_reader_meets():

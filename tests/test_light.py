@@ -1,4 +1,4 @@
-"""Light pages: one sheet without what no page uses, with its fonts in it; scripts behind the text; figures that wait."""
+"""Light pages: one sheet of what pages use, with its fonts in it; scripts behind the text; figures that wait."""
 
 from __future__ import annotations
 

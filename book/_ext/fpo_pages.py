@@ -1,18 +1,15 @@
-"""What the built pages need beyond the theme: a local MathJax and mended markup.
+"""What the built pages need beyond the theme: mended markup.
 
 Every change of markup answers a fault which a screen reader or axe-core reports and for which the theme has no option;
 colours are mended in book/_static/book.css.
 """
 
-from importlib.metadata import files
 from pathlib import Path
-from shutil import copyfile
 
 from bs4 import BeautifulSoup
 from docutils import nodes
 from sphinx.util import logging
 
-MATHJAX = "sphinx-mathjax-offline"
 # It stands there from the start, so that nothing moves; book/_static/code.js makes it work.
 CODE_SWITCH = (
     '<button class="btn btn-sm code-switch needs-script" type="button"><span class="what">Show all code</span></button>'
@@ -38,12 +35,9 @@ def name_folds(app, doctree):
 
 
 def finish(app, error):
-    """Add MathJax to the site and mend its pages."""
+    """Mend the pages of the site."""
     if error is not None or app.builder.name != "html":
         return
-    name = app.config.mathjax_path
-    source = next(file for file in files(MATHJAX) if file.parts[-2:] == ("mathjax", name))
-    copyfile(source.locate(), Path(app.outdir, "_static", name))
     for page in Path(app.outdir).rglob("*.html"):
         if "_static" in page.relative_to(app.outdir).parts:
             continue

@@ -60,7 +60,7 @@ def without_unread(sheet, names):
     """A sheet without the variables that nothing reads, nor what only those read."""
     while True:
         read = set(re.findall(r"var\(\s*(--[\w-]+)", sheet)) | names
-        left = VARIABLE.sub(lambda found: found[0] if found[1] in read else "", sheet)
+        left = VARIABLE.sub(lambda found, read=read: found[0] if found[1] in read else "", sheet)
         if left == sheet:
             return sheet
         sheet = left
