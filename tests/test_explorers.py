@@ -323,9 +323,8 @@ def test_from_a_file_as_from_a_server(built_book, browser, name):
     tab = session.new_page()
     tab.goto((built_book / WHERE[name]).as_uri())
     tab.wait_for_selector(f"#explorer-{name}[data-ready]")
-    slider = tab.locator(f"#explorer-{name} input[type=range]").first
-    slider.focus()
-    tab.keyboard.press("ArrowRight")
+    tab.locator(f"#explorer-{name}").locator("input[type=range], select:not([data-derived])").first.focus()
+    tab.keyboard.press("ArrowDown" if name == "plane" else "ArrowRight")
     assert query_of(tab)
     session.close()
 

@@ -8,7 +8,7 @@
 
 What an explorer shows comes from committed results and stored runs when the page is made. Its form is in the page's
 HTML, so that nothing moves when the script fills it; scripts lie in book/_static/explorers/ and are loaded only by
-pages with an explorer. fpo_explorer_games.py beside this file makes the forms and the numbers.
+pages with an explorer. fpo_explorer_games.py and fpo_explorer_texts.py beside this file make the forms and the numbers.
 """
 
 from pathlib import Path
@@ -19,11 +19,12 @@ from fpo_book import Fault, ResultsDirective
 from fpo_claims import KeyFigure
 from fpo_explorer_games import linear, neural
 from fpo_explorer_parts import dumps
+from fpo_explorer_texts import plane
 from markupsafe import Markup
 
 # Name -> what it makes of the committed results: a title, the form as HTML, what the script reads, and other scripts by
 # name that it fetches on demand; or nothing, where there is nothing to show yet.
-EXPLORERS = {"linear": linear, "neural": neural}
+EXPLORERS = {"linear": linear, "neural": neural, "plane": plane}
 # A page of which only the first script runs, shows the still.
 FALL_BACK = "document.querySelectorAll('.explorer.live').forEach(each => each.classList.remove('live'))"
 # Before anything of the explorer is painted: a reader with JavaScript never sees the still.

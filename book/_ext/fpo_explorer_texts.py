@@ -1,0 +1,119 @@
+"""The explorer of the language model's study: its stored runs with what they wrote."""
+
+import json
+from pathlib import Path
+
+from fpo_book import read_results
+from fpo_explorer_parts import STATUS, chart, choice, dumps, looks, read_run, swatch
+from markupsafe import Markup
+
+# So many of the prompts whose texts are stored can be read: a file of texts then has room for ten seeds of an arm.
+PROMPTS = 3
+WHEN = ("At the start", "Halfway", "At the end")
+
+
+def stored_runs(env):
+    """The study's runs in groups of one setting, stage and arm: each with the part of its files' names before the seed.
+
+    The chapter's main setting comes first and pilots last; of a setting standard RLHF comes first.
+    """
+    folder = read_results(env, "llm_study")["parameters"]["runs"]
+    groups = {}
+    for path in Path(env.srcdir, "notebooks", "runs", folder).glob("*.json"):
+        run = read_run(env, f"{folder}/{path.stem}")
+        groups.setdefault(path.stem.rpartition("-")[0], []).append(run)
+
+    def weight(name):
+        run = groups[name][0]
+        return run["stage"] == "pilot", run["setting"] != "planted", run["setting"], run["arm"] != "standard", name
+
+    return {name: sorted(groups[name], key=lambda run: run["seed"]) for name in sorted(groups, key=weight)}
+
+
+def setting_of(run):
+    return run["setting"] + (" (pilot)" if run["stage"] == "pilot" else "")
+
+
+def texts_of(run, prompts):
+    """What a run wrote at each look: for each prompt its utility and its text; and the RM's reward of all texts."""
+    looked = []
+    for look in run["watched"]:
+        there = look["heldout"]
+        step = len(there["utility"]) // len(there["texts"])  # the texts of one prompt in so many are kept
+        places = {name: place * step for place, name in enumerate(there["texts"])}
+        own = [[round(there["utility"][places[name]], 2), there["texts"][name]] for name in prompts]
+        looked.append({"reward": round(there["reward"], 3), "texts": own})
+    return looked
+
+
+def mean(values):
+    return round(sum(values) / len(values), 2)
+
+
+def plane(env):
+    """The stored runs as points of KL and held-out utility; texts of an arm lie in a file that is fetched on demand."""
+    groups = stored_runs(env)
+    if not groups:
+        return None
+    opened, first = next((name, runs[0]) for name, runs in groups.items())
+    prompts = list(first["watched"][0]["heldout"]["texts"])[:PROMPTS]
+    asked = prompt_texts()
+    arms = looks(dict.fromkeys(runs[0]["arm"] for runs in groups.values()))
+    data = {
+        "looks": arms,
+        "prompts": [asked[name] for name in prompts],
+        "groups": [
+            {
+                "name": name,
+                "setting": setting_of(runs[0]),
+                "arm": runs[0]["arm"],
+                "seeds": [run["seed"] for run in runs],
+                "runs": [
+                    [[round(look["heldout"]["kl"], 1), mean(look["heldout"]["utility"])] for look in run["watched"]]
+                    for run in runs
+                ],
+            }
+            for name, runs in groups.items()
+        ],
+    }
+    files = {
+        f"plane-{name}.js": f'explorer.texts("{name}",{dumps([texts_of(run, prompts) for run in runs])});'
+        for name, runs in groups.items()
+    }
+    looked = texts_of(first, prompts)
+    points = data["groups"][0]["runs"][0]
+    blocks = [
+        Markup('<div class="look"><p class="when">{}</p><p class="numbers">{}</p><p class="text">{}</p></div>').format(
+            when, told(point, look), look["texts"][0][1] or "(no text)"
+        )
+        for when, point, look in zip(WHEN, points, looked, strict=False)
+    ]
+    legend = Markup(
+        '<p class="across">{}Halfway hollow, at the end filled; thick is the run whose texts stand here.</p>'
+    )
+    title = f"{setting_of(first)}: {first['arm']}, seed {first['seed']}"
+    form = [
+        choice("run", "Run", [(f"{opened}-{first['seed']}", title)], "pick"),
+        choice("question", "Held-out question", enumerate(data["prompts"]), "pick"),
+        chart("runs", "Held-out utility U against the KL divergence from the base: runs of one setting", height=300),
+        Markup('<div class="texts">{}</div>').format(Markup("").join(blocks)),
+        legend.format(Markup("").join(swatch(look) + Markup(" {} ").format(arm) for arm, look in arms.items())),
+        STATUS,
+    ]
+    return "Explorer: runs of the study", Markup("").join(form), data, files
+
+
+def told(point, look, place=0):
+    """The numbers beside a text, as the script writes them too."""
+    kl, utility = point
+    own = look["texts"][place][0]
+    return f"KL {kl:.1f}, U {utility:.2f}, RM {look['reward']:.2f}; this text: U {own:.2f}".replace("-", "−")
+
+
+def prompt_texts():
+    """Name of a held-out prompt -> its question."""
+    from fpo.llm import prompts
+
+    path = Path(prompts.__file__).parent / "data" / "heldout.jsonl"
+    lines = (json.loads(line) for line in path.read_text(encoding="utf8").splitlines())
+    return {line["id"]: line["prompt"] for line in lines}
