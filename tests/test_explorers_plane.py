@@ -25,7 +25,8 @@ def opened(browser, address):
 
 def run_names():
     folder = stored("results/llm_study")["parameters"]["runs"]
-    return folder, sorted(path.stem for path in (ROOT / "notebooks" / "runs" / folder).glob("*.json"))
+    paths = (ROOT / "notebooks" / "runs" / folder).glob("*.json")
+    return folder, sorted(path.stem for path in paths if "@" not in path.stem)  # tuning has no held-out texts
 
 
 def lines(tab):

@@ -21,7 +21,8 @@ def stored_runs(env):
     groups = {}
     for path in Path(env.srcdir, "notebooks", "runs", folder).glob("*.json"):
         run = read_run(env, f"{folder}/{path.stem}")
-        groups.setdefault(path.stem.rpartition("-")[0], []).append(run)
+        if run["stage"] != "tuning":  # tuning looks at no held-out prompt
+            groups.setdefault(path.stem.rpartition("-")[0], []).append(run)
 
     def weight(name):
         run = groups[name][0]
