@@ -81,6 +81,7 @@ def test_every_run_can_be_read_with_its_texts(opened):
 def test_a_tap_on_a_point_chooses_its_run(opened):
     with opened("plane", width=390, height=1400, has_touch=True, is_mobile=True) as tab:
         before = field(tab, "run").input_value()
+        tab.locator("[data-chart=runs]").scroll_into_view_if_needed()
         marks = tab.locator("[data-chart=runs] .marks .filled")
         boxes = [mark.bounding_box() for mark in marks.all()]
         far = max(boxes[:-1], key=lambda box: abs(box["x"] - boxes[-1]["x"]))  # the last is the chosen run's own

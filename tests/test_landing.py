@@ -109,7 +109,7 @@ def bibtex_faults(text, cited):
 
 IN_SIGHT = """
 () => Object.fromEntries(
-["article h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".landing-explorer"].map(name => {
+["article h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".landing-explorer .chart"].map(name => {
   const box = document.querySelector(name).getBoundingClientRect();
   return [name, [box.left, box.right, box.top, box.bottom]];
 }))
@@ -137,10 +137,10 @@ def out_of_sight(boxes, height, whole, begun):
 
 def test_a_wide_first_screen_holds_answer_figure_verdicts_and_ways_in(opened):
     tab = opened(1280, 900)
-    parts = (["article h1", ".landing-words ol", ".verdict-strip", ".landing-explorer"], [".ways-in"])
+    parts = (["article h1", ".landing-words ol", ".verdict-strip", ".landing-explorer .chart"], [".ways-in"])
     boxes = tab.evaluate(IN_SIGHT)
     assert out_of_sight(boxes, 900, *parts) == []
-    assert boxes[".landing-explorer"][0] >= boxes[".landing-words ol"][1], "the figure stands beside the answer"
+    assert boxes[".landing-explorer .chart"][0] >= boxes[".landing-words ol"][1], "the figure stands beside the answer"
     tab.locator("article h1").evaluate("title => { title.style.height = '800px'; }")
     assert out_of_sight(tab.evaluate(IN_SIGHT), 900, *parts) != []
 

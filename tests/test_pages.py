@@ -54,7 +54,7 @@ def seen_sources(tab):
 
 def test_one_switch_shows_or_hides_all_code_and_the_session_remembers(opened):
     tab = opened()
-    switch, status = tab.locator(".code-switch"), tab.locator("[role=status]")
+    switch, status = tab.locator(".code-switch"), tab.locator("span[role=status]")
     folded, ideas = tab.locator(FOLDED).count(), tab.locator(OPEN).count()
     assert folded and ideas and seen_sources(tab) == [0, ideas] and switch.inner_text() == "Show all code"
     for key, name, told, seen in (
@@ -82,9 +82,12 @@ def replace_figure(tab, figure):
     data, shown = figures.png(figure)
     source = "data:image/png;base64," + base64.b64encode(data).decode()
     image = tab.locator("div.cell_output figure img").first
-    image.evaluate(
-        "(image, [src, width]) => { image.src = src; image.style.width = width; }", [source, f"{shown['width']}px"]
-    )
+    put = """(image, [src, width]) => {
+      image.loading = "eager";  // what waits to be scrolled to is never decoded
+      image.src = src;
+      image.style.width = width;
+    }"""
+    image.evaluate(put, [source, f"{shown['width']}px"])
     image.evaluate("image => image.decode()")
     return image
 
