@@ -12,7 +12,7 @@ from pathlib import Path
 import chromium
 import pytest
 from bs4 import BeautifulSoup
-from tools import pages
+from tools import looks, pages
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "book" / "_ext"))
 import fpo_pages  # noqa: E402
@@ -99,6 +99,16 @@ LONG = f'<code style="font: 16px monospace; white-space: nowrap">{"x" * 29}</cod
 BOX = """<div style="overflow-x: auto; white-space: nowrap; width: max-content"><code>x = 1; y = 2; z = 3</code></div>
 <script>const box = document.querySelector("div"); box.style.width = box.offsetWidth + "px"</script>"""
 WIDE = '<div style="width: 700px">wide</div>'
+CODE = """<div class="highlight"><div class="scrolling" tabindex="0" role="group" aria-label="Code"
+style="overflow-x: auto"><pre style="width: max-content">{}</pre></div></div>"""
+BUTTON = '<button class="late"></button>'
+
+
+def when(condition, rule, hidden=False):
+    """A style that holds at some widths only."""
+    return f"<style>{'.late { display: none }' if hidden else ''} @media ({condition}) {{ {rule} }}</style>"
+
+
 SEEN = {
     "external script": (page(head='<script src="https://cdn.example.org/a.js"></script>'), pages.EXTERNAL),
     "external font": (page("<p>Text.</p>", '<link rel="stylesheet" href="far.css">'), pages.EXTERNAL),
@@ -135,8 +145,64 @@ SEEN = {
         ),
         pages.CONTRAST,
     ),
+    "contrast on a phone": (
+        page("<p class=late>pale</p>", when("width: 390px", ".late { color: #ccc }")),
+        pages.CONTRAST,
+    ),
+    "contrast in the dark on a phone": (
+        page("<p class=late>dim</p>", when("width: 390px", "html[data-theme=dark] .late { color: #333 }")),
+        pages.CONTRAST,
+    ),
+    "contrast in the dark on a desktop": (
+        page("<p class=late>dim</p>", when("width: 1280px", "html[data-theme=dark] .late { color: #333 }")),
+        pages.CONTRAST,
+    ),
+    "contrast of a caption": (
+        page('<figure><figcaption style="color: #999; font-weight: 400">pale</figcaption></figure>'),
+        pages.CONTRAST,
+    ),
+    "caption in hairlines": (
+        page('<figure><figcaption style="font-weight: 300">A <b>caption</b></figcaption></figure>'),
+        looks.CAPTION,
+    ),
+    "title of a table in hairlines": (
+        page('<table><caption><span style="font-weight: 200">A title</span></caption><tr><td>1</td></tr></table>'),
+        looks.CAPTION,
+    ),
+    "clipped code": (page(CODE.format("long " * 100)), looks.CLIPPED),
+    "clipped code once it is unfolded": (
+        page(f"<details><summary>code</summary>{CODE.format('long ' * 100)}</details>"),
+        looks.CLIPPED,
+    ),
+    "image wider than its column": (
+        page('<div style="width: 200px"><a href="#"><img src="dot.png" alt="A dot" width="260" height="9"></a></div>'),
+        looks.IMAGE,
+    ),
+    "drawing wider than its column's column": (
+        page(
+            '<div style="padding: 0 99px; width: 9px"><div style="width: 90px">'
+            '<svg role="img" aria-label="A drawing" width="80" height="9"></svg></div></div>'
+        ),
+        looks.IMAGE,
+    ),
+    "image wider than its column on a phone": (
+        page('<div style="width: 50vw"><img src="dot.png" alt="A dot" width="240" height="9"></div>'),
+        looks.IMAGE,
+    ),
+    "formula out of reach": (
+        page(r'<div class="math" style="overflow: hidden; width: 60px">\[a + b + c + d + e\]</div>', STRICT),
+        looks.FORMULA,
+    ),
     "link without a name": (page('<a href="index.html"></a>'), pages.ACCESS),
     "button without a name": (page("<button></button>"), pages.ACCESS),
+    "button without a name on a phone": (
+        page(BUTTON, when("width: 390px", ".late { display: inline }", hidden=True)),
+        pages.ACCESS,
+    ),
+    "button without a name in the dark": (
+        page(BUTTON, "<style>html:not([data-theme=dark]) .late { display: none }</style>"),
+        pages.ACCESS,
+    ),
     "field without a label": (page('<input type="text">'), pages.ACCESS),
     "page without a language": (page().replace("<html lang='en'>", "<html>"), pages.ACCESS),
     "bad aria": (page('<div role="button" aria-pressed="perhaps" tabindex="0">text</div>'), pages.ACCESS),
@@ -165,6 +231,14 @@ SEEN = {
         pages.ACCESS,
     ),
     "too wide for a phone": (page(WIDE), pages.OVERFLOW),
+    "too wide at 390 px": (
+        page('<div class="late">wide</div>', when("width: 390px", ".late { width: 400px }")),
+        pages.OVERFLOW,
+    ),
+    "too wide in the dark at 390 px": (
+        page('<div class="late">wide</div>', when("width: 390px", "html[data-theme=dark] .late { width: 400px }")),
+        pages.OVERFLOW,
+    ),
     "too wide with wide letters only": (page(LONG), pages.OVERFLOW),
 }
 
@@ -207,7 +281,8 @@ def test_not_planted_in_the_browser(seen):
 
 def test_nothing_planted_nothing_found(tmp_path, browser):
     """Everything here resembles a fault and is none."""
-    body = r"""
+    body = (
+        r"""
     <p><a href="https://example.org/">A link out</a>, <a href="mailto:a@example.org">a letter</a>,
     <a href="#">the top</a>,
     <a href="index.html?q=1#top">the first page</a>, <a href="a%20b.html#%C3%A9">a name with a blank</a>, $5 and $6,
@@ -217,11 +292,20 @@ def test_nothing_planted_nothing_found(tmp_path, browser):
     <figure><svg role="img" width="9" height="9"><title>A drawing</title><path d="M0 0h9v9z"/></svg></figure>
     <span aria-hidden="true"><img src="dot.png" alt=""></span><svg width="9" height="9"><path d="M0 0h9v9z"/></svg>
     <img src="data:image/png;base64,DOT" alt="A dot">
+    CODE <div class="cell_output">OUTPUT</div>
+    <div style="width: 90px"><figure style="margin: 0"><img src="dot.png" alt="A dot" width="90" height="9">
+    <figcaption>A caption</figcaption></figure></div>
+    <div style="overflow-x: auto; width: 90px" tabindex="0" role="group" aria-label="Wide picture">
+    <img src="dot.png" alt="A dot" width="900" height="9"></div>
+    <div class="math" style="overflow: auto hidden; width: 60px" tabindex="0" role="group" aria-label="Equation">
+    \[a + b + c + d + e\]</div>
     <pre tabindex="0" role="group" aria-label="Code" style="overflow-x: auto">LONG</pre>
     <div style="overflow-x: auto" tabindex="0" role="group" aria-label="Table">
     <table style="width: 900px"><tr><td>wide</td></tr></table></div>
-    <script>console.log("no error"); console.warn("none either")</script>""".replace("DOT", DOT).replace(
-        "LONG", "long " * 100
+    <script>console.log("no error"); console.warn("none either")</script>""".replace("DOT", DOT)
+        .replace("LONG", "long " * 100)
+        .replace("CODE", CODE.format("x" * 76))
+        .replace("OUTPUT", CODE.format("long " * 100))
     )
     head = STRICT + '<link rel="canonical" href="https://example.org/other.html">'
     write_site(tmp_path, **other(body, head), **{"a b.html": page('<p id="é">text</p>'), "genindex": page()})

@@ -24,7 +24,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
-from tools import Fault
+from tools import Fault, looks
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "book"))
 from chromium import ARGUMENTS, NO_BROWSER, find_browser  # noqa: E402, F401  those that ask for a browser find them here
@@ -243,15 +243,17 @@ def static_faults(folder: str | Path, first: str = "index.html") -> list[Fault]:
 
 PREFIX = "/book/"
 WIDTHS = (1280, 768, 390, 320)  # pixels: a desktop, a tablet, a phone, and the least that WCAG asks for
+DESKTOP, _, PHONE, _ = WIDTHS
 HEIGHT = 900
-# All rules of WCAG 2 to level AA at once; boxes that scroll are asked for apart, at the least width, and so is the
-# contrast, of one text out of all that look alike.
+# All rules of WCAG 2 to level AA of whatever was not yet seen at another width or in the other theme. Boxes that scroll
+# are asked for apart, at the least width, and so is the contrast, of one text out of all that look alike.
 AXE_ALL = {
     "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]},
     "rules": {"scrollable-region-focusable": {"enabled": False}, "color-contrast": {"enabled": False}},
+    "fresh": True,
 }
 AXE_SCROLLING = {"runOnly": {"type": "rule", "values": ["scrollable-region-focusable"]}}
-# Rules whose verdict hangs on the colours: enough for the second theme, the page being otherwise the same.
+# Rules whose verdict hangs on the colours, of every look that was not yet met.
 COLOUR_RULES = {"color-contrast", "link-in-text-block"}
 AXE_COLOURS = {"runOnly": {"type": "rule", "values": sorted(COLOUR_RULES)}, "alike": True}
 ALT_RULES = {"image-alt", "input-image-alt", "object-alt", "role-img-alt", "svg-img-alt", "area-alt"}
@@ -421,8 +423,18 @@ FIND_UNREACHABLE = """
 
 RUN_AXE = """
 async only => {
+  const known = window.axeKnown ??= {nodes: new WeakSet(), looks: new Set()};
+  const seen = node => node.checkVisibility({visibilityProperty: true});
+  // What a width or a theme shows that none showed before; of the first the whole page, with what it says as a whole.
+  const fresh = () => {
+    const first = !known.nodes.has(document.body);
+    const nodes = new Set([document.body, ...document.body.querySelectorAll("*")].filter(
+      node => !known.nodes.has(node) && seen(node)));
+    nodes.forEach(node => known.nodes.add(node));
+    return first ? document : {include: [...nodes].filter(node => !nodes.has(node.parentElement))};
+  };
   // Of the texts whose own and whose ancestors' looks are the same the first stands for all.
-  const looks = new Map(), first = new Map();
+  const looks = new Map(), include = [];
   const look = node => {
     if (!node) return "";
     if (!looks.has(node)) {
@@ -437,12 +449,14 @@ async only => {
       if (![...node.childNodes].some(child => child.nodeType === Node.TEXT_NODE && child.data.trim())) continue;
       const alone = node.textContent.trim() === node.parentElement.textContent.trim();  // a link in no text
       const key = look(node) + (node.tagName === "A" ? alone : "");
-      if (!first.has(key) && node.checkVisibility({visibilityProperty: true})) first.set(key, node);
+      if (known.looks.has(key) || !seen(node)) continue;
+      known.looks.add(key);
+      include.push(node);
     }
-    return {include: [...first.values()]};
+    return {include};
   };
-  const context = only.alike ? alike() : document;
-  if (only.alike && !first.size) return [];
+  const context = only.alike ? alike() : only.fresh ? fresh() : document;
+  if (context.include && !context.include.length) return [];
   // Preloading would fetch every style sheet once more, for rules that are not asked for.
   const results = await axe.run(context, {
     runOnly: only.runOnly, rules: only.rules || {}, resultTypes: ["violations"], preload: false});
@@ -539,18 +553,22 @@ class Browser:
         page.evaluate(THIN_OUT)
         for width in WIDTHS:
             self._layout_faults(page, width, "given", fault)
+            if width in (DESKTOP, PHONE):
+                for kind, detail in page.evaluate(looks.FIND, [width == DESKTOP, *looks.KINDS]):
+                    fault(kind, detail)
             for detail in page.evaluate(FIND_UNREACHABLE):
                 fault(ACCESS, detail)
         for width in reversed(WIDTHS):
             self._layout_faults(page, width, "wide", fault)
         page.evaluate(REMOVE_COPIES)
-        page.evaluate(SET_LETTERS, "given")
-        self._axe_faults(page, "light", AXE_ALL, fault)
-        self._axe_faults(page, "light", AXE_COLOURS, fault)
-        # Switching in place is what the theme's own button does, and saves loading everything again.
-        page.emulate_media(color_scheme="dark")
-        page.evaluate(SET_THEME, "dark")
-        self._axe_faults(page, "dark", AXE_COLOURS, fault)
+        # Each step changes either the width or the theme, so that one visit serves all four.
+        for theme, width in (("light", DESKTOP), ("light", PHONE), ("dark", PHONE), ("dark", DESKTOP)):
+            # Switching in place is what the theme's own button does, and saves loading everything again.
+            page.emulate_media(color_scheme=theme)
+            page.evaluate(SET_THEME, theme)
+            self._layout_faults(page, width, "given", fault)
+            for rules in (AXE_ALL, AXE_COLOURS):
+                self._axe_faults(page, theme, rules, fault)
         for letters in ("given", "wide"):
             self._layout_faults(page, WIDTHS[-1], letters, fault)
             self._axe_faults(page, "dark", AXE_SCROLLING, fault)
@@ -573,5 +591,5 @@ class Browser:
         for violation in page.evaluate(RUN_AXE, only):
             rule = violation["rule"]
             kind = ALT if rule in ALT_RULES else CONTRAST if rule in COLOUR_RULES else ACCESS
-            shown = f" in the {theme} theme" if kind == CONTRAST else ""
+            shown = f" in the {theme} theme at {page.viewport_size['width']} px" if only is not AXE_SCROLLING else ""
             fault(kind, f"{rule}{shown}: {violation['target']} {violation['html']} ({violation['why']})")
