@@ -265,7 +265,8 @@ def test_the_margin_is_turned_by_keyboard_and_kept_in_the_address(opened):
 # Where everything stands in an explorer as the page brings it, and as the script has left it.
 PLACES = """async name => {
   const root = document.getElementById(`explorer-${name}`);
-  const places = root => [root, ...root.querySelectorAll("form, form > *, .slider, tr, li, .look")].map(node => {
+  const parts = root => [root, ...root.querySelectorAll("form, form > *, .slider, tr, li, .look")];
+  const places = root => parts(root).filter(node => node.getClientRects().length).map(node => {
     const box = node.getBoundingClientRect();
     return [node.tagName, Math.round(box.top - root.getBoundingClientRect().top), Math.round(box.height)];
   });
