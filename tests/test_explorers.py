@@ -266,7 +266,8 @@ def test_the_margin_is_turned_by_keyboard_and_kept_in_the_address(opened):
 PLACES = """async name => {
   const root = document.getElementById(`explorer-${name}`);
   const parts = "form, form > :not(.visually-hidden), .slider, tr, li, .look";
-  const places = root => [root, ...root.querySelectorAll(parts)].map(node => {
+  const seen = root => [root, ...root.querySelectorAll(parts)].filter(node => node.getClientRects().length);
+  const places = root => seen(root).map(node => {
     const box = node.getBoundingClientRect();
     return [node.tagName, Math.round(box.top - root.getBoundingClientRect().top), Math.round(box.height)];
   });

@@ -19,12 +19,12 @@ from fpo_book import Fault, ResultsDirective
 from fpo_claims import KeyFigure
 from fpo_explorer_games import linear, neural
 from fpo_explorer_parts import dumps
-from fpo_explorer_texts import plane
+from fpo_explorer_texts import plane, step
 from markupsafe import Markup
 
 # Name -> what it makes of the committed results: a title, the form as HTML, what the script reads, and other scripts by
 # name that it fetches on demand; or nothing, where there is nothing to show yet.
-EXPLORERS = {"linear": linear, "neural": neural, "plane": plane}
+EXPLORERS = {"linear": linear, "neural": neural, "step": step, "plane": plane}
 # A page of which only the first script runs, shows the still.
 FALL_BACK = "document.querySelectorAll('.explorer.live').forEach(each => each.classList.remove('live'))"
 # Before anything of the explorer is painted: a reader with JavaScript never sees the still.

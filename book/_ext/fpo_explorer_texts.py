@@ -1,11 +1,71 @@
-"""The explorer of the language model's study: its stored runs with what they wrote."""
+"""The explorers of the language model's chapters: one step of the loop, and the study's runs with what they wrote."""
 
 import json
 from pathlib import Path
 
 from fpo_book import read_results
-from fpo_explorer_parts import STATUS, chart, choice, dumps, looks, read_run, swatch
+from fpo_explorer_parts import (
+    STATUS,
+    chart,
+    checkbox,
+    choice,
+    dumps,
+    looks,
+    numbers_table,
+    read_run,
+    reset,
+    slider,
+    swatch,
+    switches,
+)
 from markupsafe import Markup
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One step of the loop
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Rules whose weight slides. The other one with a weight, kl, has nothing to punish before the first update.
+WEIGHED = ("relaxed", "practical", "exact", "overconfidence", "leverage")
+
+
+def step(env):
+    """The candidates of some prompts as the chapter's run wrote and judged them; the weight of the penalties slides."""
+    results = read_results(env, "llm_pipeline")["results"]
+    prompts = results.get("step")
+    if not prompts:
+        return None
+    rules = [rule for rule in WEIGHED if rule in prompts[0]["penalty"]]
+    arms = looks(["standard", *rules, "best-of-u"])
+    radios = [
+        checkbox("rule", Markup("{} {}").format(swatch(arms[rule]), rule), rule, rule == rules[0], "radio")
+        for rule in rules
+    ]
+    first = prompts[0]
+    item = Markup('<li><p class="text">{}</p><p class="numbers"></p></li>')
+    items = Markup("").join(item.format(text or "(no text)") for text in first["texts"])
+    written = Markup(
+        '<div class="across"><p class="reference"><b>Reference, by the base:</b> <span>{}</span></p>'
+        '<ol class="candidates">{}</ol></div>'
+    )
+    form = [
+        choice("prompt", "Prompt", [(i, f"{i + 1}: {each['prompt']}") for i, each in enumerate(prompts)]),
+        switches("Rule", radios),
+        Markup('<div class="across">{}</div>').format(
+            slider("weight", "Weights, in units of the chapter’s γ", 0, 3, 0.05, 1)
+        ),
+        written.format(first["reference"], items),
+        chart("scores", "Score of each candidate against the weight of the penalty; the highest line wins"),
+        numbers_table("Who wins at these weights", ["Rule", "γ", "Candidate"], arms),
+        reset("The chapter’s weights") + STATUS,
+    ]
+    kept = [each | {"penalty": {rule: each["penalty"][rule] for rule in rules}} for each in prompts]
+    data = {"prompts": kept, "gamma": {rule: results["gamma"][rule] for rule in rules}, "looks": arms}
+    return "Explorer: one step of the loop", Markup("").join(form), data
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The study's runs
+# ---------------------------------------------------------------------------------------------------------------------
 
 # So many of the prompts whose texts are stored can be read: a file of texts then has room for ten seeds of an arm.
 PROMPTS = 3

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WHERE = {
     "linear": "notebooks/linear.html",
     "neural": "notebooks/neural.html",
+    "step": "notebooks/llm_pipeline.html",
     "plane": "notebooks/llm_study.html",
 }
 

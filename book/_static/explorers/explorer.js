@@ -57,9 +57,10 @@ window.explorer = (name, start) => {
     function writeGroup(group, key, wanted, refused) {
       const known = [...group].map((box) => box.value);
       const unknown = wanted.filter((each) => !known.includes(each));
-      if (unknown.length) refused.push(`${key} is one of ${known.join(", ")}, not ${unknown.join(", ")}`);
+      const many = group[0].type === "radio" && wanted.length !== 1; // or none
+      if (unknown.length || many) refused.push(`${key} is one of ${known.join(", ")}, not ${(many ? wanted : unknown).join(", ")}`);
       const taken = wanted.filter((each) => known.includes(each));
-      if (taken.length || !wanted.length) for (const box of group) box.checked = taken.includes(box.value);
+      if (!many && (taken.length || !wanted.length)) for (const box of group) box.checked = taken.includes(box.value);
     }
 
     const text = (each) => (Array.isArray(each) ? each.join(",") : each === true ? "yes" : each === false ? "no" : `${each}`);
