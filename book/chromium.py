@@ -1,4 +1,4 @@
-"""Find an installed Chromium and run it without a window: pages as they stand, pages as a PDF."""
+"""Find an installed Chromium and let it print pages, without a window."""
 
 import os
 import shutil
@@ -59,11 +59,6 @@ def require_browser() -> str:
     raise Unprinted(NO_BROWSER)
 
 
-def settle(browser, page) -> str:
-    """A page's HTML after its scripts have run."""
-    return run(browser, "--dump-dom", PATIENCE, page.as_uri()).decode("utf8")
-
-
 def print_page(browser, page, pdf):
     """Print a page, with headings as bookmarks; head and foot are the style sheet's."""
     options = ("--no-pdf-header-footer", "--generate-pdf-document-outline", PATIENCE)
@@ -73,8 +68,8 @@ def print_page(browser, page, pdf):
         raise Unprinted(f"{browser} printed nothing")
 
 
-def run(browser, *arguments) -> bytes:
-    """What the browser writes to its standard output, with a profile of its own."""
+def run(browser, *arguments):
+    """Run the browser with a profile of its own."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         # A page in a file may not use a font in another one without leave.
         ours = ("--headless", "--allow-file-access-from-files", f"--user-data-dir={profile}")
@@ -88,4 +83,3 @@ def run(browser, *arguments) -> bytes:
     if done.returncode:
         last = done.stderr.decode("utf8", "replace").strip().splitlines()[-1:]
         raise Unprinted(f"{browser} ended with status {done.returncode}: {' '.join(last)}")
-    return done.stdout

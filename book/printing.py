@@ -1,9 +1,8 @@
 """The rendered book as one PDF, and as an archive to read offline.
 
 All pages are joined, in reading order, into one page that knows no others: ids are made unique, links between pages
-lead to their place in it. Chromium prints that page by book/_static/print.css and
-book/bound.css. It is printed twice: the first print
-says on which page each heading lands, and the second has these numbers in its contents.
+lead to their place in it. Chromium prints that page by book/_static/print.css and book/bound.css. It is printed twice:
+the first print says on which page each heading lands, and the second has these numbers in its contents.
 """
 
 import ctypes
@@ -32,7 +31,6 @@ SCREEN_ONLY = (
 )
 LISTS_OF_IDS = {"aria-controls", "aria-describedby", "aria-details", "aria-labelledby", "aria-owns", "for", "headers"}
 FETCHED = {"data", "poster", "src"}
-MATH_SCRIPT = re.compile(r"window\.MathJax|(mathjax|tex-)[^/]*\.js$", re.IGNORECASE)
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 IN_CONTENTS = "h1, h2"
 
@@ -72,11 +70,6 @@ def read_chapters(site, toc):
                 article.insert(0, shared.extract())
         head = head or soup.head
         chapters.append(Chapter(path, part, article))
-        for script in soup.select("head script, body > script"):
-            if MATH_SCRIPT.search(script.get("src") or script.get_text()) and str(script) not in map(
-                str, head("script")
-            ):
-                head.append(script.extract())
     return chapters, head
 
 
@@ -175,13 +168,11 @@ def make_absolute(tree, page):
 
 
 def make_head(book, head, page, title):
-    """Style sheets and, where formulas are not drawn yet, the script that draws them."""
+    """The style sheets of the site, and that of the bound book."""
     made = book.new_tag("head")
     made.append(book.new_tag("meta", charset="utf-8"))
     add(made, "title").string = title
-    for node in head.select("link[rel~=stylesheet], style, script"):
-        if node.name != "script" or MATH_SCRIPT.search(node.get("src") or node.get_text()):
-            made.append(node)
+    made.extend(head.select("link[rel~=stylesheet], style"))
     make_absolute(made, page)
     add(made, "style").string = BOUND.read_text(encoding="utf8")
     return made
@@ -237,15 +228,6 @@ def check_math(soup):
             raise Unprinted(f"a formula was not drawn: {formula.get_text(' ', strip=True)[:80]}")
 
 
-def drop_scripts(html):
-    """The page as its scripts left it, for good."""
-    soup = BeautifulSoup(html, "html.parser")
-    for script in soup("script"):
-        script.decompose()
-    check_math(soup)
-    return soup
-
-
 def page_numbers(pdf):
     """The page on which each linked place stands, from 1."""
     found = {}
@@ -281,9 +263,8 @@ def print_book(site, source, pdf):
     pdf.parent.mkdir(parents=True, exist_ok=True)
     joined, draft = pdf.with_suffix(".html"), pdf.with_suffix(".new")
     try:
-        joined.write_text(join(site, source / "_toc.yml", about(source / "_config.yml")), encoding="utf8")
-        html = joined.read_text(encoding="utf8")
-        book = drop_scripts(chromium.settle(browser, joined) if "<script" in html else html)
+        book = BeautifulSoup(join(site, source / "_toc.yml", about(source / "_config.yml")), "html.parser")
+        check_math(book)
         numbers = None
         # Numbers stand in a column of fixed width, so the second print is the last.
         for _ in range(3):

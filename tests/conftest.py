@@ -8,11 +8,12 @@ import importlib.util
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import hypothesis
 import pytest
-from tools import chapters, pages
+from tools import chapters, explorers, pages
 from tools import llm as llm_tools
 from tools.progress import Progress
 
@@ -71,6 +72,19 @@ def built_book(build, tmp_path_factory):
     if status:
         pytest.fail("the book does not render without warnings: see the captured messages, or run `make html`")
     return folder / "html"
+
+
+@pytest.fixture(scope="session")
+def address(built_book):
+    """Where the rendered book is served."""
+    with pages.served(built_book) as where:
+        yield where
+
+
+@pytest.fixture
+def explorer(browser, address):
+    """Opens one of the book's explorers in a session of its own: see `tools.explorers.opened`."""
+    return partial(explorers.opened, browser, address)
 
 
 @pytest.fixture(scope="session")

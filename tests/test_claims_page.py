@@ -310,12 +310,9 @@ READING = re.findall(r"notebooks/(\w+)", (ROOT / "_toc.yml").read_text())
 
 
 @pytest.fixture
-def opened(built_book, browser):
+def opened(address, browser):
     """Opens the claims page, all in one session, with axe at hand."""
-    with (
-        pages.served(built_book) as address,
-        closing(browser._chromium.new_context(reduced_motion="reduce")) as session,
-    ):
+    with closing(browser._chromium.new_context(reduced_motion="reduce")) as session:
         session.add_init_script(pages.REMEMBER_THEME)
         session.add_init_script(browser._axe)
         tab = session.new_page()

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
-from tools import explorers, pages
-from tools.explorers import WHERE, field, query_of, stored, without_formulas
+from tools import pages
+from tools.explorers import WHERE, field, query_of, stored
 from tools.sphinx_book import Book
 
 from fpo import linear
@@ -18,17 +18,6 @@ import fpo_explorer_games  # isort: skip  # beside the other extensions, which t
 import fpo_explorer_parts  # isort: skip
 
 BUDGET = 30_000  # bytes of an explorer: its form, its numbers, its script and the one that all share
-
-
-@pytest.fixture(scope="module")
-def address(built_book):
-    with pages.served(built_book) as where:
-        yield where
-
-
-@pytest.fixture
-def opened(browser, address):
-    return lambda name="linear", query="", **options: explorers.opened(browser, address, name, query, **options)
 
 
 # The linear game
@@ -68,22 +57,22 @@ def apart(tab, state, others=None):
     return max(np.abs(found[arm] - expected[arm]).max() for arm in linear.ARMS)
 
 
-def test_the_linear_game_is_that_of_python_on_every_seed_and_arm(opened):
-    with opened() as tab:
+def test_the_linear_game_is_that_of_python_on_every_seed_and_arm(explorer):
+    with explorer() as tab:
         for state in SETTINGS:
             assert apart(tab, state) < 1e-5, state
 
 
-def test_another_game_would_be_seen(opened):
-    with opened() as tab:
+def test_another_game_would_be_seen(explorer):
+    with explorer() as tab:
         assert apart(tab, {}, {"gamma": 0.1001}) > 1e-5
         assert apart(tab, {}, {"initial_noise": 0.1001}) > 1e-5
 
 
-def test_runs_that_diverge_are_lost_in_both(opened):
+def test_runs_that_diverge_are_lost_in_both(explorer):
     state = {"gamma": 50}  # no slider goes so far
     expected = (in_python(state).diverged_at >= 0).sum(axis=1)
-    with opened() as tab:
+    with explorer() as tab:
         lost = [np.isnan(run[0, -1]).sum() for run in in_browser(tab, state).values()]
     assert lost == list(expected) and max(lost) == 64 and min(lost) == 0
 
@@ -105,11 +94,11 @@ def shown(tab):
     return rows
 
 
-def test_every_claim_sets_the_game_and_shows_its_counts(opened):
+def test_every_claim_sets_the_game_and_shows_its_counts(explorer):
     content = stored("results/linear")
     presets = fpo_explorer_games.linear_presets(content["parameters"], content)
     claims = [claim for claim in content["claims"] if claim["id"] in presets]
-    with opened() as tab:
+    with explorer() as tab:
         choice = field(tab, "claim")
         for number, claim in enumerate(claims):
             choice.select_option(str(number))
@@ -121,8 +110,8 @@ def test_every_claim_sets_the_game_and_shows_its_counts(opened):
                 assert row == pytest.approx(expected[arm], abs=0.006), (claim["id"], arm)
 
 
-def test_a_setting_of_ones_own_is_no_claim(opened):
-    with opened() as tab:
+def test_a_setting_of_ones_own_is_no_claim(explorer):
+    with explorer() as tab:
         field(tab, "claim").select_option("0")
         field(tab, "gamma").fill("0.3")
         assert field(tab, "claim").input_value() == ""
@@ -131,8 +120,8 @@ def test_a_setting_of_ones_own_is_no_claim(opened):
 # By keyboard, touch and address
 
 
-def test_keyboard_alone_turns_the_game_and_the_address_follows(opened):
-    with opened() as tab:
+def test_keyboard_alone_turns_the_game_and_the_address_follows(explorer):
+    with explorer() as tab:
         before = shown(tab)
         field(tab, "arms", "foresight").focus()
         tab.keyboard.press("Space")
@@ -147,8 +136,8 @@ def test_keyboard_alone_turns_the_game_and_the_address_follows(opened):
         assert (shown(tab), query_of(tab)) == (before, "")
 
 
-def test_a_finger_is_enough(opened):
-    with opened(width=390, has_touch=True, is_mobile=True) as tab:
+def test_a_finger_is_enough(explorer):
+    with explorer(width=390, has_touch=True, is_mobile=True) as tab:
         field(tab, "arms", "relaxed").tap()
         slider = field(tab, "gamma")
         slider.scroll_into_view_if_needed()
@@ -158,14 +147,14 @@ def test_a_finger_is_enough(opened):
         assert "relaxed" not in shown(tab) and 0.6 < float(slider.input_value()) < 0.9
 
 
-def test_the_address_restores_the_view(opened):
-    with opened() as tab:
+def test_the_address_restores_the_view(explorer):
+    with explorer() as tab:
         field(tab, "arms", "practical").uncheck()
         field(tab, "target").fill("3")
         field(tab, "through_oracle").uncheck()
         query, seen = query_of(tab), shown(tab)
     assert query == "arms=standard,relaxed,foresight&target=3&through_oracle=no"
-    with opened(query=f"?{query}") as tab:
+    with explorer(query=f"?{query}") as tab:
         assert shown(tab) == seen and field(tab, "target").input_value() == "3"
         assert tab.locator(".notice").inner_text() == ""
         # A link on the page itself, too.
@@ -188,8 +177,8 @@ WANTED = [
 ]
 
 
-def test_an_address_that_asks_for_too_much_is_told_so(opened):
-    with opened(query="?gamma=7") as tab:
+def test_an_address_that_asks_for_too_much_is_told_so(explorer):
+    with explorer(query="?gamma=7") as tab:
         notice = tab.locator(".notice")
         for query, told, values in WANTED:
             tab.evaluate("query => { location.hash = '#explorer-linear?' + query; }", query)
@@ -201,8 +190,8 @@ def test_an_address_that_asks_for_too_much_is_told_so(opened):
         assert not notice.is_visible()
 
 
-def test_a_drag_is_told_once_at_its_end(opened):
-    with opened() as tab:
+def test_a_drag_is_told_once_at_its_end(explorer):
+    with explorer() as tab:
         status = tab.locator(".explorer [role=status]")
         before = status.text_content()
         slider = field(tab, "action_cost")
@@ -232,12 +221,12 @@ def counts(tab):
     return [int(row.locator("td").last.inner_text().split(" of ")[0]) for row in tab.locator("tr[data-row]").all()]
 
 
-def test_saved_runs_are_those_of_python_at_every_margin(opened):
+def test_saved_runs_are_those_of_python_at_every_margin(explorer):
     run = stored("runs/neural_64_seeds")
     study = {"results": run["results"]["study"]}
     entries = [entry for rows in fpo_explorer_games.NEURAL.values() for entry, _, _ in rows]
     runs = [fpo_explorer_games.look_up(study, entry) for entry in entries]
-    with opened("neural") as tab:
+    with explorer("neural") as tab:
         slider = field(tab, "margin")
         assert counts(tab)[1] == stored("results/neural")["results"]["summary"]["relaxed"]["saved"]
         for margin in ("0.05", "0.5", "1", "1.35", "2", "3.8", "5"):
@@ -249,14 +238,14 @@ def test_saved_runs_are_those_of_python_at_every_margin(opened):
         assert counts(tab) != [kept(each, 4.9) for each in runs]
 
 
-def test_the_margin_is_turned_by_keyboard_and_kept_in_the_address(opened):
-    with opened("neural", "?margin=0.5") as tab:
+def test_the_margin_is_turned_by_keyboard_and_kept_in_the_address(explorer):
+    with explorer("neural", "?margin=0.5") as tab:
         before = counts(tab)
         field(tab, "margin").focus()
         tab.keyboard.press("End")
         assert counts(tab) != before and query_of(tab) == "margin=5"
         assert "relaxed: " in tab.locator(".explorer [role=status]").text_content()
-    with opened("neural", "?margin=9") as tab:
+    with explorer("neural", "?margin=9") as tab:
         assert "margin goes from 0.05 to 5" in tab.locator(".notice").inner_text() and query_of(tab) == "margin=9"
 
 
@@ -283,8 +272,8 @@ PLACES = """async name => {
 
 
 @pytest.mark.parametrize("name", WHERE)
-def test_nothing_moves_when_the_script_takes_over(opened, name):
-    with opened(name) as tab:
+def test_nothing_moves_when_the_script_takes_over(explorer, name):
+    with explorer(name) as tab:
         for width in (1280, 390):
             tab.set_viewport_size({"width": width, "height": 900})
             before, after = tab.evaluate(PLACES, name)
@@ -296,11 +285,11 @@ def test_nothing_moves_when_the_script_takes_over(opened, name):
 
 
 @pytest.mark.parametrize("name", WHERE)
-def test_without_a_script_and_on_paper_the_still_stands(opened, name):
-    with opened(name, java_script_enabled=False) as tab:
+def test_without_a_script_and_on_paper_the_still_stands(explorer, name):
+    with explorer(name, java_script_enabled=False) as tab:
         root = tab.locator(f"#explorer-{name}")
         assert root.locator(".explorer-still img").is_visible() and not root.locator("form").is_visible()
-    with opened(name) as tab:
+    with explorer(name) as tab:
         root = tab.locator(f"#explorer-{name}")
         assert root.locator("form").is_visible() and not root.locator(".explorer-still").is_visible()
         tab.emulate_media(media="print")
@@ -311,7 +300,6 @@ def test_without_a_script_and_on_paper_the_still_stands(opened, name):
 def test_the_still_stands_if_the_script_does_not_come(address, browser, name):
     session = browser._chromium.new_context()
     tab = session.new_page()
-    without_formulas(tab)
     tab.route("**/explorers/explorer.js*", lambda route: route.abort())
     tab.goto(address + WHERE[name])
     tab.wait_for_selector(f"#explorer-{name} .explorer-still")
@@ -385,10 +373,10 @@ def test_formulas_become_letters_or_a_fault():
         fpo_explorer_parts.plain(r"$\frac12$")
 
 
-def test_colors_in_the_dark_are_those_of_figures(opened):
+def test_colors_in_the_dark_are_those_of_figures(explorer):
     """What book.css does to a figure's color, the explorer has computed."""
     looks = fpo_explorer_parts.looks(list(linear.ARMS))
-    with opened() as tab:
+    with explorer() as tab:
         read = """([color, other]) => {
           const canvas = document.createElement("canvas").getContext("2d");
           canvas.filter = "invert(1) hue-rotate(180deg) brightness(1.2)";

@@ -5,22 +5,9 @@ from __future__ import annotations
 import re
 
 import numpy as np
-import pytest
-from tools import explorers, pages
 from tools.explorers import ROOT, field, query_of, stored
 
 BUDGET = 30_000  # bytes of a file of texts
-
-
-@pytest.fixture(scope="module")
-def address(built_book):
-    with pages.served(built_book) as where:
-        yield where
-
-
-@pytest.fixture
-def opened(browser, address):
-    return lambda name, query="", **options: explorers.opened(browser, address, name, query, **options)
 
 
 def run_names():
@@ -61,9 +48,9 @@ def alike(one, other):
     return [text for _, text in one] == [text for _, text in other] and np.allclose(*numbers, atol=0.0101)
 
 
-def test_every_run_can_be_read_with_its_texts(opened):
+def test_every_run_can_be_read_with_its_texts(explorer):
     folder, names = run_names()
-    with opened("plane") as tab:
+    with explorer("plane") as tab:
         choice = field(tab, "run")
         assert sorted(choice.locator("option").evaluate_all("all => all.map(each => each.value)")) == names
         for name in (names[0], names[len(names) // 2], choice.input_value()):
@@ -78,8 +65,8 @@ def test_every_run_can_be_read_with_its_texts(opened):
         assert query_of(tab) == "question=2"  # the last of these runs is the one that is shown at the start
 
 
-def test_a_tap_on_a_point_chooses_its_run(opened):
-    with opened("plane", width=390, height=1400, has_touch=True, is_mobile=True) as tab:
+def test_a_tap_on_a_point_chooses_its_run(explorer):
+    with explorer("plane", width=390, height=1400, has_touch=True, is_mobile=True) as tab:
         before = field(tab, "run").input_value()
         tab.locator("[data-chart=runs]").scroll_into_view_if_needed()
         marks = tab.locator("[data-chart=runs] .marks .filled")
@@ -91,11 +78,11 @@ def test_a_tap_on_a_point_chooses_its_run(opened):
         assert "utility" in tab.locator(".explorer [role=status]").text_content()
 
 
-def test_the_address_names_a_run_and_an_unknown_one_is_refused(opened):
+def test_the_address_names_a_run_and_an_unknown_one_is_refused(explorer):
     _, names = run_names()
-    with opened("plane", f"?run={names[0]}&question=1") as tab:
+    with explorer("plane", f"?run={names[0]}&question=1") as tab:
         assert field(tab, "run").input_value() == names[0] and field(tab, "question").input_value() == "1"
-    with opened("plane", "?run=nobody-7") as tab:
+    with explorer("plane", "?run=nobody-7") as tab:
         assert "run is never nobody-7" in tab.locator(".notice").inner_text()
 
 

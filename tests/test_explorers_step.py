@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tools import explorers, pages
 from tools.explorers import field, query_of, stored
 
 from fpo import rules
-
-
-@pytest.fixture(scope="module")
-def address(built_book):
-    with pages.served(built_book) as where:
-        yield where
-
-
-@pytest.fixture
-def opened(browser, address):
-    return lambda query="", **options: explorers.opened(browser, address, "step", query, **options)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +33,10 @@ def winning_text(tab):
     return tab.locator(".candidates .wins .text").inner_text()
 
 
-def test_the_winners_are_those_of_python_at_every_weight(opened, prompts):
+def test_the_winners_are_those_of_python_at_every_weight(explorer, prompts):
     shown = {"standard", *prompts[0]["penalty"], "best-of-u"} - {"kl"}  # which punishes nothing yet
     changed = 0
-    with opened() as tab:
+    with explorer("step") as tab:
         for weight in (0, 0.25, 1, 2.05, 3):
             for number, prompt in enumerate(prompts):
                 state = {"prompt": number, "weight": weight}
@@ -58,12 +46,12 @@ def test_the_winners_are_those_of_python_at_every_weight(opened, prompts):
     assert changed  # another weight would be seen
 
 
-def test_the_step_starts_as_the_chapter_plays_it(opened, prompts):
+def test_the_step_starts_as_the_chapter_plays_it(explorer, prompts):
     content = stored("results/llm_pipeline")["results"]
     assert len(prompts) == min(content["disagreeing"], 8)
     main = ("standard", "relaxed", "practical")
     assert all(len({winner(prompt, rule, 1) for rule in main}) == len(main) for prompt in prompts)
-    with opened() as tab:
+    with explorer("step") as tab:
         for place, text in enumerate(prompts[0]["texts"]):
             item = tab.locator(".candidates li").nth(place)
             assert item.locator(".text").inner_text() == " ".join(text.split())
@@ -78,8 +66,8 @@ def test_the_step_starts_as_the_chapter_plays_it(opened, prompts):
         assert prompts[0]["reference"].split()[0] in tab.locator(".explorer p.reference").inner_text()
 
 
-def test_by_keyboard_the_weight_slides_and_the_winner_changes(opened, prompts):
-    with opened() as tab:
+def test_by_keyboard_the_weight_slides_and_the_winner_changes(explorer, prompts):
+    with explorer("step") as tab:
         field(tab, "rule", "relaxed").focus()
         tab.keyboard.press("ArrowDown")
         tab.keyboard.press("Tab")
@@ -93,7 +81,7 @@ def test_by_keyboard_the_weight_slides_and_the_winner_changes(opened, prompts):
         told = tab.locator(".explorer [role=status]").text_content()
         assert f"practical: {winner(prompts[0], 'practical', 3) + 1}" in told
         query = query_of(tab)
-    with opened(f"?{query}") as tab:
+    with explorer("step", f"?{query}") as tab:
         assert winning_text(tab) == most and field(tab, "rule", "practical").is_checked()
 
 
@@ -107,15 +95,15 @@ def test_by_keyboard_the_weight_slides_and_the_winner_changes(opened, prompts):
         ("prompt=99", "prompt is never 99"),
     ],
 )
-def test_an_address_that_asks_for_too_much_is_told_so(opened, query, told):
-    with opened(f"?{query}") as tab:
+def test_an_address_that_asks_for_too_much_is_told_so(explorer, query, told):
+    with explorer("step", f"?{query}") as tab:
         assert told in tab.locator(".notice").inner_text()
         assert tab.locator(".candidates .wins").count() == 1 and tab.locator("[name=rule]:checked").count() == 1
 
 
-def test_a_finger_slides_and_nothing_jumps_under_it(opened):
+def test_a_finger_slides_and_nothing_jumps_under_it(explorer):
     """Whatever the weight, the list keeps its height and the page its width."""
-    with opened(width=390, has_touch=True, is_mobile=True) as tab:
+    with explorer("step", width=390, has_touch=True, is_mobile=True) as tab:
         slider, found = field(tab, "weight"), set()
         slider.scroll_into_view_if_needed()
         for share in (0.02, 0.2, 0.5, 0.98):

@@ -281,25 +281,24 @@ def test_a_formula_as_text(tex, text):
 
 
 @pytest.fixture
-def opened(built_book, browser):
+def opened(address, browser):
     """Opens pages of the book in sessions of a given kind."""
-    with pages.served(built_book) as address:
-        sessions = []
+    sessions = []
 
-        def go(path, **kind):
-            session = browser._chromium.new_context(reduced_motion="reduce", **kind)
-            sessions.append(session)
-            session.add_init_script(WATCH_SHIFTS)
-            tab = session.new_page()
-            tab.faults = []
-            tab.on("pageerror", lambda error: tab.faults.append(str(error)))
-            tab.goto(address + path)
-            tab.evaluate(pages.AWAIT_MATH, pages.LIMIT)
-            return tab
+    def go(path, **kind):
+        session = browser._chromium.new_context(reduced_motion="reduce", **kind)
+        sessions.append(session)
+        session.add_init_script(WATCH_SHIFTS)
+        tab = session.new_page()
+        tab.faults = []
+        tab.on("pageerror", lambda error: tab.faults.append(str(error)))
+        tab.goto(address + path)
+        tab.evaluate(pages.AWAIT_MATH, pages.LIMIT)
+        return tab
 
-        yield go
-        for session in sessions:
-            session.close()
+    yield go
+    for session in sessions:
+        session.close()
 
 
 WATCH_SHIFTS = """
@@ -409,9 +408,9 @@ def test_search_says_when_nothing_is_found(opened):
     assert tab.locator("#search-results img").count() == 0 and tab.faults == []
 
 
-def test_a_lost_reader_finds_the_book_at_any_depth(built_book, browser):
+def test_a_lost_reader_finds_the_book_at_any_depth(built_book, browser, address):
     lost = (built_book / "404.html").read_text(encoding="utf8")
-    with pages.served(built_book) as address, closing(browser._chromium.new_context()) as session:
+    with closing(browser._chromium.new_context()) as session:
         tab = session.new_page()
         for path in ("nowhere.html", "notebooks/nowhere.html", "a/b/c/nowhere"):
             tab.route(f"**/{path}", lambda route: route.fulfill(status=404, body=lost, content_type="text/html"))

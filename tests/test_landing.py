@@ -117,8 +117,8 @@ IN_SIGHT = """
 
 
 @pytest.fixture
-def opened(built_book, browser):
-    with pages.served(built_book) as address, closing(browser._chromium.new_context()) as session:
+def opened(address, browser):
+    with closing(browser._chromium.new_context()) as session:
         tab = session.new_page()
 
         def go(width, height):

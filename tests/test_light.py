@@ -201,10 +201,10 @@ def test_the_book_is_light(built_book):
         assert (built_book / "_static" / address).is_file(), address
 
 
-def test_each_icon_of_the_book_is_in_the_sheet(built_book, browser):
+def test_each_icon_of_the_book_is_in_the_sheet(address, browser):
     """Every icon draws a glyph of the icon font: none is an empty box or a letter of another font."""
     seen = set()
-    with pages.served(built_book) as address, closing(browser._chromium.new_context()) as session:
+    with closing(browser._chromium.new_context()) as session:
         tab = session.new_page()
         tab.goto(address + "notebooks/linear.html")
         tab.evaluate("document.fonts.ready")

@@ -30,9 +30,9 @@ def test_the_book_in_a_browser(built_book, browser):
 
 
 @pytest.fixture
-def opened(built_book, browser):
+def opened(address, browser):
     """Opens pages of the book, all in one session."""
-    with pages.served(built_book) as address, closing(browser._chromium.new_context()) as session:
+    with closing(browser._chromium.new_context()) as session:
         tab = session.new_page()
 
         def go(path="notebooks/linear.html", width=1280):

@@ -207,8 +207,8 @@ WIDER = """() => [...document.querySelectorAll("article *")].filter(node =>
   .map(node => node.outerHTML.slice(0, 100))"""
 
 
-def test_a_page_from_the_browser_is_printed_as_in_the_book(built_book, browser):
-    with pages.served(built_book) as address, closing(browser._chromium.new_context(viewport=PAPER)) as session:
+def test_a_page_from_the_browser_is_printed_as_in_the_book(address, browser):
+    with closing(browser._chromium.new_context(viewport=PAPER)) as session:
         session.add_init_script("localStorage.setItem('mode', 'dark'); localStorage.setItem('theme', 'dark')")
         tab = session.new_page()
         for path in ("notebooks/linear.html", "book/claims.html"):

@@ -19,12 +19,14 @@ import json
 import re
 from pathlib import Path
 
+import yaml
 from docutils import nodes
 from markupsafe import escape
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 RESULTS = "notebooks/results"
+CITATION = "CITATION.cff"
 NOT_AVAILABLE = "not available"
 # Macros of MathJax that make links or HTML, load more macros, or let a text through as it is.
 ACTIVE = re.compile(r"\\(?:bbox|class|cssId|csname|data|href|html\w*|mmlToken|require|style|unicode|url)(?![A-Za-z])")
@@ -38,21 +40,36 @@ class Fault(Exception):
 
 def read_results(env, notebook):
     """The content of a notebook's results file; the page that asks for it is made to depend on it."""
-    path = Path(env.srcdir, RESULTS, f"{notebook}.json")
+    return _read_object(env, f"{RESULTS}/{notebook}.json", "results file")
+
+
+def read_run(env, name):
+    """A stored run, notebooks/runs/NAME.json; the page that asks for it is made to depend on it."""
+    return _read_object(env, f"notebooks/runs/{name}.json", "stored run")
+
+
+def _read_object(env, file, what):
+    path = Path(env.srcdir, file)
     env.note_dependency(str(path))
     try:
         content = json.loads(path.read_text(encoding="utf8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
-        raise Fault(f"there is no results file {RESULTS}/{notebook}.json") from None
+        raise Fault(f"there is no {what} {file}") from None
     except ValueError as error:
-        raise Fault(f"{RESULTS}/{notebook}.json is not valid JSON: {error}") from None
+        raise Fault(f"{file} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise Fault(f"{RESULTS}/{notebook}.json does not hold an object")
+        raise Fault(f"{file} does not hold an object")
     return content
 
 
 def _refuse_constant(name):
     raise ValueError(f"{name} is not a number")
+
+
+def read_citation(env):
+    """What CITATION.cff says, or nothing where there is none."""
+    path = Path(env.srcdir, CITATION)
+    return yaml.safe_load(path.read_text(encoding="utf8")) if path.is_file() else None
 
 
 def look_up(content, reference):

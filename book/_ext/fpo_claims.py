@@ -14,6 +14,7 @@ Claims that are `certain` (theorems and checks of code) are shown apart from the
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 from docutils import nodes
@@ -30,7 +31,7 @@ CERTAIN = "Certain: theorems and checks of code, which cannot come out otherwise
 
 
 def read_claims(env, notebook):
-    """The claims of a notebook's results file."""
+    """The claims of a notebook's results file, each with the notebook's name."""
     claims = read_results(env, notebook).get("claims")
     if not isinstance(claims, list):
         raise Fault(f"{RESULTS}/{notebook}.json has no claims")
@@ -39,7 +40,7 @@ def read_claims(env, notebook):
             raise Fault(f"{RESULTS}/{notebook}.json: no {missing[0]!r} in its claims")
         if claim["verdict"] not in VERDICTS:
             raise Fault(f"claim {claim['id']!r}: verdict {claim['verdict']!r} is none of {', '.join(VERDICTS)}")
-    return claims
+    return [claim | {"notebook": notebook} for claim in claims]
 
 
 def chapters(env):
@@ -56,8 +57,17 @@ def read_notebook(env, notebook):
     env.note_dependency(str(path))
     if not path.is_file():
         raise Fault(f"notebooks/{notebook}.ipynb is missing")
+    return _cells(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _cells(path, _):
+    """The cells of a file as it was at a time: with their outputs they take megabytes, and every card asks for them."""
     cells = json.loads(path.read_text(encoding="utf8"))["cells"]
-    return [cell | {"source": "".join(cell["source"])} for cell in cells]
+    return [
+        {"cell_type": cell["cell_type"], "metadata": cell["metadata"], "source": "".join(cell["source"])}
+        for cell in cells
+    ]
 
 
 def title(env, notebook):
@@ -89,8 +99,13 @@ def anchor(claim):
     return f"claim-{claim['id']}"
 
 
-def verdict_classes(kind, claim):
-    return [kind, "verdict-" + claim["verdict"].replace(" ", "-")]
+def slug(verdict):
+    """A verdict as a class and as a part of an address."""
+    return verdict.replace(" ", "-")
+
+
+def verdict_classes(kind, verdict):
+    return [kind, f"verdict-{slug(verdict)}"]
 
 
 def apart(claims):
@@ -106,7 +121,7 @@ def squares(claims, address):
         told = f"{claim['verdict']}: {statement}"
         mark = nodes.inline(MARKS[claim["verdict"]], MARKS[claim["verdict"]], classes=["square-mark"])
         words = nodes.inline(told, told, classes=["visually-hidden"])
-        classes = verdict_classes("square", claim)
+        classes = verdict_classes("square", claim["verdict"])
         return nodes.reference("", "", mark, words, refid=address(claim), reftitle=told, classes=classes)
 
     items = [nodes.list_item("", paragraph(square(claim))) for claim in claims]
@@ -120,11 +135,7 @@ class ClaimsTable(ResultsDirective):
     final_argument_whitespace = True
 
     def build(self, notebooks):
-        found = [
-            claim | {"notebook": notebook}
-            for notebook in notebooks or chapters(self.env)
-            for claim in read_claims(self.env, notebook)
-        ]
+        found = [claim for notebook in notebooks or chapters(self.env) for claim in read_claims(self.env, notebook)]
         if not found:
             raise Fault("no claim to show")
         # In the chapter itself a link to the chapter says nothing.
@@ -144,7 +155,7 @@ class ClaimsTable(ResultsDirective):
         return made
 
     def row(self, claim):
-        badge = nodes.inline(claim["verdict"], claim["verdict"], classes=verdict_classes("verdict", claim))
+        badge = nodes.inline(claim["verdict"], claim["verdict"], classes=verdict_classes("verdict", claim["verdict"]))
         return (
             [paragraph(*prose(claim["statement"])), paragraph(*prose(claim["source"]), classes=["claim-source"])],
             [paragraph(badge)],
@@ -158,6 +169,13 @@ class ClaimsTable(ResultsDirective):
 
 class KeyFigure(nodes.Element):
     """The place of a figure on a card, before the figure itself has been read; `name` as in the cell's metadata."""
+
+    @classmethod
+    def asked_for(cls, directive):
+        """The place of the figure that a directive's option names."""
+        made = cls(name=directive.options["figure"])
+        made.source, made.line = directive.get_source_info()
+        return made
 
 
 class Summary(ResultsDirective):
@@ -176,9 +194,7 @@ class Summary(ResultsDirective):
             raise Fault(f"{RESULTS}/{notebook}.json has no claims")
         card = nodes.container(classes=["summary-card"])
         self.state.nested_parse(self.content, self.content_offset, card)
-        figure = KeyFigure(name=self.options["figure"])
-        figure.source, figure.line = self.get_source_info()
-        card += [figure, *self.squares(claims)]
+        card += [KeyFigure.asked_for(self), *self.squares(claims)]
         return [card]
 
     def squares(self, claims):

@@ -45,9 +45,7 @@ class Explorer(ResultsDirective):
         still = nodes.container(classes=["explorer-still"])
         self.state.nested_parse(self.content, self.content_offset, still)
         if "figure" in self.options:
-            place = KeyFigure(name=self.options["figure"])
-            place.source, place.line = self.get_source_info()
-            still.insert(0, place)
+            still.insert(0, KeyFigure.asked_for(self))
         elif still.next_node(nodes.image) is None:
             raise Fault("nothing stands for the explorer without JavaScript: name a figure, or put an image into it")
         made = EXPLORERS[name](self.env)

@@ -3,7 +3,7 @@
 Parts of fpo that take a while to load are imported where a page needs them.
 """
 
-from fpo_book import look_up, read_results
+from fpo_book import look_up, read_results, read_run
 from fpo_claims import read_claims
 from fpo_explorer_parts import (
     STATUS,
@@ -13,7 +13,6 @@ from fpo_explorer_parts import (
     looks,
     numbers_table,
     plain,
-    read_run,
     reset,
     short,
     slider,

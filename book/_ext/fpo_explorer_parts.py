@@ -2,23 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 from fpo_book import Fault
 from markupsafe import Markup
 
 LETTERS = {r"\gamma": "γ", r"\eta": "η", "^2": "²"}
 STATUS = Markup('<p class="notice" role="alert"></p><p class="visually-hidden" role="status"></p>')
-
-
-def read_run(env, name):
-    """A stored run, notebooks/runs/NAME.json; the page that asks for it is made to depend on it."""
-    path = Path(env.srcdir, "notebooks", "runs", f"{name}.json")
-    env.note_dependency(str(path))
-    try:
-        return json.loads(path.read_text(encoding="utf8"))
-    except (FileNotFoundError, ValueError) as error:
-        raise Fault(f"notebooks/runs/{name}.json: {error}") from None
 
 
 def plain(text):

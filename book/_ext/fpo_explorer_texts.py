@@ -1,9 +1,8 @@
 """The explorers of the language model's chapters: one step of the loop, and the study's runs with what they wrote."""
 
-import json
 from pathlib import Path
 
-from fpo_book import read_results
+from fpo_book import read_results, read_run
 from fpo_explorer_parts import (
     STATUS,
     chart,
@@ -12,7 +11,6 @@ from fpo_explorer_parts import (
     dumps,
     looks,
     numbers_table,
-    read_run,
     reset,
     slider,
     swatch,
@@ -173,8 +171,6 @@ def told(point, look, place=0):
 
 def prompt_texts():
     """Name of a held-out prompt -> its question."""
-    from fpo.llm import prompts
+    from fpo.llm import load_prompts
 
-    path = Path(prompts.__file__).parent / "data" / "heldout.jsonl"
-    lines = (json.loads(line) for line in path.read_text(encoding="utf8").splitlines())
-    return {line["id"]: line["prompt"] for line in lines}
+    return {prompt.id: prompt.text for prompt in load_prompts("packaged:heldout", 10**6)}

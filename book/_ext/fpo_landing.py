@@ -20,16 +20,13 @@ heading "What to take away" is the rest.
 import re
 from pathlib import Path
 
-import yaml
 from docutils import nodes
 from docutils.statemachine import StringList
-from fpo_book import Fault, ResultsDirective, logger, paragraph
+from fpo_book import CITATION, Fault, ResultsDirective, logger, paragraph, read_citation
 from fpo_claims import MARKS, chapters, read_claims, read_notebook, reference, title
 from fpo_verdicts import VERDICT, claims_page, counted, filtered
 from markupsafe import escape
 from sphinx.util.docutils import SphinxRole
-
-CITATION = "CITATION.cff"
 
 
 def texts(env, notebook):
@@ -82,10 +79,9 @@ class FromChapters(ResultsDirective):
 
     def verdicts(self, notebook):
         """How the claims of a chapter came out, each number a link to them."""
-        claims = [claim | {"notebook": notebook} for claim in read_claims(self.env, notebook)]
         page = claims_page(self.env)
         items = []
-        for verdict, count in counted(claims, "verdict").items():
+        for verdict, count in counted(read_claims(self.env, notebook), "verdict").items():
             address = f"{page}{filtered(chapter=notebook, verdict=verdict)}#claims-list"
             told = f"{MARKS[VERDICT[verdict]]} {count} {VERDICT[verdict]}"
             items += [nodes.reference("", told, refuri=address, classes=[f"verdict-{verdict}"]), nodes.Text(" ")]
@@ -146,20 +142,14 @@ def entry(kind, key, work, **more):
     return "\n".join([f"@{kind}{{{key},", *(f"  {name} = {{{value}}}," for name, value in fields.items()), "}"])
 
 
-def read_citation(env):
-    """What CITATION.cff says; the page that asks is made to depend on it."""
-    path = Path(env.srcdir, CITATION)
-    env.note_dependency(str(path))
-    if not path.is_file():
-        raise Fault(f"there is no {CITATION}")
-    return yaml.safe_load(path.read_text(encoding="utf8"))
-
-
 class Bibtex(ResultsDirective):
     """{bibtex}: entries for the book and for the paper."""
 
     def build(self, _):
+        self.env.note_dependency(str(Path(self.env.srcdir, CITATION)))
         book = read_citation(self.env)
+        if book is None:
+            raise Fault(f"there is no {CITATION}")
         year = str(book["date-released"])[:4]
         key = re.sub(r"\W", "", book["title"].partition(",")[0]).lower() + year
         made = [entry("misc", key, book, year=year, version=book["version"], url=book["repository-code"])]

@@ -11,12 +11,11 @@ from pathlib import Path
 from urllib.parse import urljoin
 from xml.sax.saxutils import escape as escape_xml
 
-import yaml
 from docutils import nodes
+from fpo_book import read_citation
 from markupsafe import Markup
 from PIL import Image, ImageOps
 
-CITATION = "CITATION.cff"
 SIZE = (1200, 630)  # what the sites that show pictures of links ask for
 FOLDER = "share"
 
@@ -24,12 +23,6 @@ FOLDER = "share"
 def take_base(app, config):
     """Open Graph's addresses begin with the book's own."""
     config.ogp_site_url = config.html_baseurl
-
-
-def citation(app):
-    """What CITATION.cff says, or nothing."""
-    path = Path(app.srcdir, CITATION)
-    return yaml.safe_load(path.read_text(encoding="utf8")) if path.is_file() else None
 
 
 def key_figure(doctree):
@@ -52,28 +45,19 @@ def draw(source, out):
 
 
 def collect_pictures(app, env):
-    """Draw the chapters' pictures before the first page is written: a page without one shows the first chapter's."""
-    env.fpo_pictures = {}
+    """Draw the chapters' pictures before the first page is written: a page without one shows the first chapter's.
+
+    And read CITATION.cff, for all pages.
+    """
+    env.fpo_pictures, env.fpo_citation = {}, read_citation(env)
     if app.builder.name != "html":
         return
-    for docname in ordered(env):
+    for docname in env.collect_relations():
         image = key_figure(env.get_doctree(docname))
         if image is not None:
             name = f"{FOLDER}/{docname.rpartition('/')[2]}.png"
             draw(Path(app.srcdir, image["uri"]), Path(app.outdir, name))
             env.fpo_pictures[docname] = (name, image["alt"])
-
-
-def ordered(env):
-    """The book's pages in reading order."""
-    root = env.config.root_doc
-    found, ahead = [], [root]
-    while ahead:
-        docname = ahead.pop(0)
-        if docname not in found:
-            found.append(docname)
-            ahead = [*env.toctree_includes.get(docname, ()), *ahead]
-    return found
 
 
 def add_tags(app, pagename, templatename, context, doctree):
@@ -91,7 +75,7 @@ def add_tags(app, pagename, templatename, context, doctree):
         tags += [meta("property", "og:image", urljoin(base, name)), meta("property", "og:image:alt", alt)]
         tags += [meta("property", f"og:image:{side}", n) for side, n in zip(("width", "height"), SIZE, strict=True)]
         tags.append(meta("name", "twitter:card", "summary_large_image"))
-    book = citation(app)
+    book = app.env.fpo_citation
     if book and (pagename == app.config.root_doc or pagename in pictures):
         record = describe(app, pagename, picture, book)
         tags += scholar(record, book)
@@ -175,7 +159,7 @@ def finish(app, error):
     if name:
         page.write_text(text.replace(name[0], f"<title>{name[1]}</title>"), encoding="utf8")
     if base := app.config.html_baseurl:
-        addresses = [urljoin(base, app.builder.get_target_uri(docname)) for docname in ordered(app.env)]
+        addresses = [urljoin(base, app.builder.get_target_uri(docname)) for docname in app.env.collect_relations()]
         lines = [f"<url><loc>{escape_xml(address)}</loc></url>" for address in addresses]
         head = '<?xml version="1.0" encoding="UTF-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">'
         Path(app.outdir, "sitemap.xml").write_text("\n".join([head, *lines, "</urlset>\n"]), encoding="utf8")

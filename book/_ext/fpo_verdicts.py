@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 
 from docutils import nodes
 from fpo_book import Fault, ResultsDirective, paragraph, prose, table
-from fpo_claims import MARKS, chapters, read_claims, read_notebook, reference, squares, title
+from fpo_claims import MARKS, chapters, read_claims, read_notebook, reference, slug, squares, title, verdict_classes
 from markupsafe import escape
 
 from fpo.claims import VERDICTS
@@ -46,10 +46,6 @@ def group(claim):
     return "certain" if claim.get("certain") else "ours" if claim["source"] == OURS else "paper"
 
 
-def slug(verdict):
-    return verdict.replace(" ", "-")
-
-
 def facets(claim):
     """What the filters ask of a claim."""
     return {"source": group(claim), "verdict": slug(claim["verdict"]), "chapter": claim["notebook"]}
@@ -68,7 +64,7 @@ def collect(env):
             if claim["id"] in seen:
                 raise Fault(f"claim {claim['id']!r} is in the book twice")
             seen.add(claim["id"])
-            found.append(claim | {"notebook": notebook})
+            found.append(claim)
     if not found:
         raise Fault("no claim to show")
     return found
@@ -254,7 +250,7 @@ class ClaimsCards(ResultsDirective):
 
 
 def badge(verdict):
-    return nodes.inline("", f"{MARKS[verdict]} {verdict}", classes=["verdict", f"verdict-{slug(verdict)}"])
+    return nodes.inline("", f"{MARKS[verdict]} {verdict}", classes=verdict_classes("verdict", verdict))
 
 
 def link(text, **chosen):
@@ -303,10 +299,8 @@ def write_data(app, doctree, docname):
 
 
 def add_files(app, pagename, templatename, context, doctree):
-    """The script and the style go only to pages that use them."""
-    if doctree is None:
-        return
-    if any("claim" in item for item in doctree.findall(nodes.list_item)):
+    """The script goes only to pages that use it."""
+    if doctree and any("claim" in item for item in doctree.findall(nodes.list_item)):
         app.add_js_file("claims.js", loading_method="defer")
 
 

@@ -21,24 +21,18 @@ def stored(path):
 
 
 @contextmanager
-def opened(browser, address, name, query="", width=1280, height=900, **options):
+def opened(browser, address, name="linear", query="", width=1280, height=900, **options):
     """An explorer's page in a session of its own, once the script has drawn; what failed in the page, fails here."""
     session = browser._chromium.new_context(viewport={"width": width, "height": height}, **options)
     tab = session.new_page()
     told = []
     tab.on("pageerror", lambda error: told.append(str(error)))
-    without_formulas(tab)
     tab.goto(f"{address}{WHERE[name]}#explorer-{name}{query}")
     if options.get("java_script_enabled", True):
         tab.wait_for_selector(f"#explorer-{name}[data-ready]", state="attached")
     yield tab
     session.close()
     assert not told
-
-
-def without_formulas(tab):
-    """Spare the page its formulas, which take most of the time of loading it and move what stands below."""
-    tab.route("**/tex-svg-full.js*", lambda route: route.abort())
 
 
 def field(tab, name, value=None):
