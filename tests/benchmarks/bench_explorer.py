@@ -1,7 +1,8 @@
 """The linear explorer at one turn of a slider: 64 seeds of all arms in a browser, against the same games in fpo.linear.
 
 `fast` is the explorer's own code in Chromium, with three numbers a seed; `page_ms` is the median that the page itself
-measures, `page_ms_least` the least, which should stay under 25 ms on any machine of today. `slow` is one batch of arrays with 50 numbers an action.
+measures, `page_ms_least` the least, which should stay under 25 ms on any machine of today. `slow` is one batch of
+arrays with 50 numbers an action.
 """
 
 import statistics
