@@ -19,7 +19,8 @@ alarm is at most alpha for the whole monitor, over all signals, however they dep
 What is assumed: without a change, a signal's values are exchangeable, as independent draws are. Nothing else. Heavy
 tails cost nothing; a short baseline costs power and no validity, as its own uncertainty is in the ranks. What breaks
 it: values correlated in time (with 0.5 between neighbors, half of all runs raise a false alarm from a signal watched
-alone: check less often), and any trend, that of a policy which learns as it should among them.
+alone: check less often), and any trend, that of a policy which learns as it should among them. In the book's chapter on
+early warning no signal passed the rule for a recommendation: take an alarm as a reason to label a few outputs.
 """
 
 import argparse
