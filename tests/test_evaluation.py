@@ -151,16 +151,20 @@ def test_no_question_is_judged_by_a_model_that_saw_its_labels():
     leaking = torch.cat([own, torch.ones(len(own), 1, dtype=own.dtype)], dim=1)
     seen = torch.sigmoid(leaking @ judges.fit(leaking, alike, 1e-4)).numpy()
     assert judges.quality(seen, alike)["accuracy"] == 1  # the planted fault
-    crossed = judges.cross_fitted(leaking, alike, list(names), 5, 1e-4)
+
+    def cross(labels):
+        return judges.crossed(judges.fit_folds(leaking, labels, list(names), 5, 1e-4), leaking, list(names))
+
+    crossed = cross(alike)
     assert judges.quality(crossed, alike)["accuracy"] < 0.6
     # And a change of a question's labels changes no probability of its own answers.
     flipped = np.where(names == "question 7", ~alike, alike)
-    again = judges.cross_fitted(leaking, flipped, list(names), 5, 1e-4)
+    again = cross(flipped)
     same = np.array([judges.fold(name, 5) for name in names]) == judges.fold("question 7", 5)
     assert np.array_equal(again[same], crossed[same]) and not np.array_equal(again[~same], crossed[~same])
     assert judges.fold("Question  7", 5) == judges.fold("question 7", 5)
     with pytest.raises(ValueError, match="too few for 5 folds"):
-        judges.cross_fitted(read[:6], [True] * 6, list(names[:6]), 5, 0.1)
+        judges.fit_folds(read[:6], [True] * 6, list(names[:6]), 5, 0.1)
 
 
 def test_quality_by_its_definitions():
@@ -177,6 +181,33 @@ def test_quality_by_its_definitions():
     gap = sum(abs(np.sum(p[bins == place]) - np.sum(labels[bins == place])) for place in range(10))
     assert found["calibration_error"] == pytest.approx(gap / 300, abs=1e-12)
     assert np.isnan(judges.quality(p, np.ones(300, bool))["auc"])
+
+
+def test_within_compares_answers_to_one_question_alone():
+    """A score that knows only which question is easy puts half of the pairs right."""
+    labels, questions = [True, False, True, True, False], ["a", "a", "b", "b", "b"]
+    assert judges.within(np.array([0.9, 0.9, 0.1, 0.1, 0.1]), labels, questions) == 0.5
+    assert judges.within(np.array([0.2, 0.1, 0.9, 0.3, 0.4]), labels, questions) == pytest.approx(2 / 3)
+    assert np.isnan(judges.within(np.array([1.0]), [True], ["a"]))
+
+
+def test_a_judge_is_fitted_to_a_file_of_labels(tmp_path, capsys):
+    lines = [
+        {"prompt": f"Q: Question {i}?\nA: Answer {j} is {word}.\nTrue:", "completion": said}
+        for i in range(12)
+        for j in range(4)
+        for word, said in (("so", " yes"), ("not so", " no"))
+    ]
+    (tmp_path / "labels").write_text("\n".join(map(json.dumps, lines)))
+    assert judges.main([str(tmp_path / "labels"), str(tmp_path / "judge.json"), "--each", "6"]) == 0
+    found = json.loads((tmp_path / "judge.json").read_text())
+    assert (found["answers"], found["questions"], np.shape(found["judges"])) == (72, 12, (5, 385))
+    best = found["ridges"][found["ridge"]]
+    assert best["within"] > 0.9 and best["brier"] == min(row["brier"] for row in found["ridges"].values())
+    bad = {"prompt": "Q: x", "completion": " yes"}
+    (tmp_path / "labels").write_text(json.dumps(lines[0]) + "\n" + json.dumps(bad))
+    assert judges.main([str(tmp_path / "labels"), str(tmp_path / "judge.json")]) == 1
+    assert "line 2 is no labeled answer of TruthfulQA" in capsys.readouterr().err
 
 
 def test_similarity_takes_the_nearest_reference_of_each_kind(tiny):

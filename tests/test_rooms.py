@@ -68,7 +68,7 @@ TABLE = {
     "fpo.evaluation.answers": {
         "evaluation.questions", "files", "parameters", "results", *llm("decoding models prompts settings weights")
     },
-    "fpo.evaluation.judges": llm("head models prompts"),
+    "fpo.evaluation.judges": {"files", "parameters", "results", *llm("head models prompts settings weights")},
     "fpo.evaluation.verdicts": {"stats"},
     "fpo.evaluation.endpoint": {"evaluation.verdicts", "parameters"},
     "fpo.evaluation.capability": {"parameters", *llm("models")},
