@@ -96,7 +96,9 @@ def sign(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> dict[str
 
 
 def wilson(wins: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share: all p with |share - p| <= z sqrt(p (1 - p) / trials)."""
+    """Wilson's interval of a share: all p with |share - p| <= z sqrt(p (1 - p) / trials); 0 to 1 without a trial."""
+    if trials == 0:
+        return 0.0, 1.0
     low, high = binomtest(wins, trials).proportion_ci(level, method="wilson")
     return float(low), float(high)
 
