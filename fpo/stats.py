@@ -1,10 +1,11 @@
-"""Paired comparisons over seeds, with exact intervals."""
+"""Paired comparisons over seeds or questions: exact tests and intervals, and what they could have seen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, quantile_test
+from scipy import stats as scipy_stats
+from scipy.stats import binom, binomtest, quantile_test
 
 
 def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[str, Any]:
@@ -61,3 +62,178 @@ def spread(values: np.ndarray) -> dict[str, Any]:
     few = 2 * len(finite) <= len(values)
     low, median, high = (np.nan, np.nan, np.nan) if few else np.percentile(finite, [2.5, 50, 97.5])
     return {"median": median, "low": low, "high": high, "diverged": int(len(values) - len(finite))}
+
+
+def binomial(wins: int, losses: int, ties: int = 0, level: float = 0.95) -> dict[str, Any]:
+    """The exact binomial test of decided pairs against one half; ties stand apart.
+
+    Returns
+    -------
+    dict
+        `wins`, `losses`, `ties`; `share` = wins / (wins + losses) with `low` and `high`, its Clopper-Pearson interval;
+        `two_sided` and `one_sided` (more wins than losses), the p-values. Without a decided pair, the share is NaN and
+        the p-values are 1.
+    """
+    decided = wins + losses
+    counts = {"wins": wins, "losses": losses, "ties": ties}
+    if decided == 0:
+        return counts | {"share": np.nan, "low": 0.0, "high": 1.0, "two_sided": 1.0, "one_sided": 1.0}
+    test = binomtest(wins, decided)
+    low, high = test.proportion_ci(level, method="exact")
+    return counts | {
+        "share": wins / decided,
+        "low": float(low),
+        "high": float(high),
+        "two_sided": float(test.pvalue),
+        "one_sided": float(binomtest(wins, decided, alternative="greater").pvalue),
+    }
+
+
+def sign(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> dict[str, Any]:
+    """The sign test: `binomial` of how often `first` lies above `second`, and below; equal values are ties."""
+    difference = np.asarray(first, float) - np.asarray(second, float)
+    return binomial(int(np.sum(difference > 0)), int(np.sum(difference < 0)), int(np.sum(difference == 0)), level)
+
+
+def wilson(wins: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share: all p with |share - p| <= z sqrt(p (1 - p) / trials); 0 to 1 without a trial."""
+    if trials == 0:
+        return 0.0, 1.0
+    low, high = binomtest(wins, trials).proportion_ci(level, method="wilson")
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: the i-th smallest of m times m + 1 - i, none below one before it, at most 1."""
+    from statsmodels.stats.multitest import multipletests  # here and below: what needs none of it loads none of it
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+
+
+def bradley_terry(pairs: Mapping[tuple[str, str], tuple[int, int, int]], level: float = 0.95) -> dict[str, Any]:
+    """Davidson's Bradley-Terry model with ties, by maximum likelihood.
+
+    P(i beats j) : P(j beats i) : P(tie) = s_i : s_j : nu sqrt(s_i s_j) (Davidson 1970). That is log-linear, so that a
+    Poisson regression of the counts, with a constant for each pair, gives estimates and standard errors.
+
+    Parameters
+    ----------
+    pairs : mapping
+        By (i, j): wins of i, wins of j, ties. Pairs and questions count as independent.
+    level : float
+        Of the Wald intervals.
+
+    Returns
+    -------
+    dict
+        `strengths`: by name, log s_i - log s of the first name, with `low`, `high` and the two-sided `p`; `tie`: nu.
+
+    Raises
+    ------
+    ValueError
+        If a name never wins or never loses: its strength has no bound then; or if there is no tie.
+    """
+    import statsmodels.api as sm
+
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    won, lost = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    counts, design = [], []
+    for place, ((i, j), (first, second, ties)) in enumerate(pairs.items()):
+        won[i], lost[j], won[j], lost[i] = won[i] + first, lost[j] + first, won[j] + second, lost[i] + second
+        for count, shares, tie in ((first, {i: 1.0}, 0), (second, {j: 1.0}, 0), (ties, {i: 0.5, j: 0.5}, 1)):
+            counts.append(count)
+            constant = [float(place == other) for other in range(len(pairs))]
+            design.append([*(shares.get(name, 0.0) for name in names[1:]), tie, *constant])
+    for name in names:
+        if not won[name] or not lost[name]:
+            raise ValueError(f"{name} wins {won[name]} and loses {lost[name]} pairs: it has no finite strength")
+    if not sum(ties for *_, ties in pairs.values()):
+        raise ValueError("there is no tie: nu is 0")
+    fit = sm.GLM(np.array(counts), np.array(design), family=sm.families.Poisson()).fit(tol=1e-12)
+    bounds = fit.conf_int(1 - level)
+    rows = {names[0]: {"strength": 0.0, "low": 0.0, "high": 0.0, "p": np.nan}}
+    for place, name in enumerate(names[1:]):
+        low, high = (float(bound) for bound in bounds[place])
+        rows[name] = {"strength": float(fit.params[place]), "low": low, "high": high, "p": float(fit.pvalues[place])}
+    return {"strengths": rows, "tie": float(np.exp(fit.params[len(names) - 1]))}
+
+
+def bootstrap(
+    statistic: Callable[..., Any], *columns: np.ndarray, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The percentile interval of `statistic(*columns)` when rows, such as questions, are drawn anew, columns together.
+
+    Parameters
+    ----------
+    statistic : callable
+        Of as many arrays (n,) as there are columns; gives a number.
+    columns : arrays (n,)
+        Paired: row i of each belongs to the same question.
+    level, resamples, seed
+        Of the interval; the draws are the seed's.
+    """
+    found = scipy_stats.bootstrap(
+        columns,
+        statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=resamples,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def power(share: float, decided: int | np.ndarray, error: float = 0.05) -> Any:
+    """The chance that the exact two-sided binomial test rejects one half, if each decided pair is won with `share`.
+
+    `decided`, a number or an array, is how many pairs there are; the result has its shape.
+    """
+    decided = np.asarray(decided)
+    # The test rejects up to the largest count whose lower tail is at most half the error, and from its mirror image on.
+    below = binom.ppf(error / 2, decided, 0.5)
+    below = np.where(binom.cdf(below, decided, 0.5) <= error / 2, below, below - 1)
+    found = binom.cdf(below, decided, share) + binom.sf(decided - below - 1, decided, share)
+    return float(found) if found.ndim == 0 else found
+
+
+def needed(share: float, chance: float = 0.8, error: float = 0.05) -> int:
+    """The fewest decided pairs from which on `power` is at least `chance`, for that number and all larger ones.
+
+    Raises
+    ------
+    ValueError
+        If `share` is within 0.001 of one half, or no share.
+    """
+    if not 0.001 <= abs(share - 0.5) <= 0.5:
+        raise ValueError(f"share = {share}: must be from 0 to 1 and at least 0.001 away from one half")
+    z = scipy_stats.norm.ppf([1 - error / 2, chance]).sum()
+    numbers = np.arange(1, 200 + int(2 * (z / (2 * (share - 0.5))) ** 2))
+    return int(numbers[power(share, numbers, error) < chance].max(initial=0)) + 1
+
+
+def kappa(first: Sequence[Any], second: Sequence[Any]) -> dict[str, float]:
+    """Cohen's kappa of two judges' labels: (agreement - chance) / (1 - chance), with its large-sample interval of 95 %.
+
+    Returns
+    -------
+    dict
+        `agreement`, the share of equal labels; `kappa`, `low`, `high`, NaN where both always give the same label.
+    """
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    labels = list(dict.fromkeys([*first, *second]))
+    agreement = float(np.mean([a == b for a, b in zip(first, second, strict=True)]))
+    if len(labels) < 2:
+        return {"agreement": agreement, "kappa": np.nan, "low": np.nan, "high": np.nan}
+    table = np.zeros((len(labels), len(labels)))
+    for a, b in zip(first, second, strict=True):
+        table[labels.index(a), labels.index(b)] += 1
+    found = cohens_kappa(table)
+    return {
+        "agreement": agreement,
+        "kappa": float(found.kappa),
+        "low": float(found.kappa_low),
+        "high": float(found.kappa_upp),
+    }

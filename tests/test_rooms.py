@@ -64,6 +64,16 @@ TABLE = {
     },
     "fpo.llm": llm("candidates loop models prompts runs settings weights workbench"),
     "fpo.llm.__main__": {"llm", "llm.settings", "parameters"},
+    # Evaluation reads policies and answers, and knows nothing of the loop that trained them.
+    "fpo.evaluation": NOTHING,
+    "fpo.evaluation.questions": {"parameters", *llm("prompts")},
+    "fpo.evaluation.answers": {
+        "evaluation.questions", "files", "parameters", "results", *llm("decoding models prompts settings weights")
+    },
+    "fpo.evaluation.judges": {"files", "parameters", "results", *llm("head models prompts settings weights")},
+    "fpo.evaluation.verdicts": {"stats"},
+    "fpo.evaluation.endpoint": {"evaluation.verdicts", "parameters"},
+    "fpo.evaluation.capability": {"parameters", *llm("models")},
 }  # fmt: skip
 
 

@@ -1,10 +1,14 @@
-"""Paired comparisons against direct counting and the definition of the exact interval."""
+"""Comparisons against direct counting, the definitions of tests and intervals, and slower routes."""
+
+from fractions import Fraction
+from math import comb
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.optimize import brentq, minimize
+from scipy.stats import binom, norm
 
 from fpo import stats
 
@@ -68,3 +72,159 @@ def test_spread_leaves_diverged_runs_out_and_counts_them():
 def test_spread_of_survivors_is_no_number():
     for values in ([np.nan], [1.0, np.nan], [1.0, np.nan, np.nan]):
         assert np.isnan(stats.spread(np.array(values))["median"])
+
+
+def tail(wins, decided):
+    """P(at least so many wins) of a fair coin, in whole numbers."""
+    return Fraction(sum(comb(decided, k) for k in range(wins, decided + 1)), 2**decided)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 9))
+def test_binomial_is_the_sum_of_the_tail(wins, losses, ties):
+    found = stats.binomial(wins, losses, ties)
+    assert (found["wins"], found["losses"], found["ties"]) == (wins, losses, ties)
+    assert found["one_sided"] == pytest.approx(float(tail(wins, wins + losses)))
+    both = min(Fraction(1), 2 * tail(max(wins, losses), wins + losses))  # a fair coin's tails are alike
+    assert found["two_sided"] == pytest.approx(float(both))
+    if wins and losses:
+        assert binom.sf(wins - 1, wins + losses, found["low"]) == pytest.approx(0.025, rel=1e-6)
+        assert binom.cdf(wins, wins + losses, found["high"]) == pytest.approx(0.025, rel=1e-6)
+    assert np.isnan(found["share"]) if wins + losses == 0 else found["low"] <= found["share"] <= found["high"]
+
+
+def test_binomial_of_the_released_counts():
+    """What was found by hand: 0.018, 0.81 and 0.109 in place of 0.014, 0.41 and 0.076."""
+    found = [stats.binomial(*counts) for counts in ((188, 144), (140, 135), (167, 138))]
+    assert [round(row["two_sided"], 3) for row in found] == [0.018, 0.809, 0.109]
+    assert [round(row["one_sided"], 4) for row in found] == [0.0091, 0.4047, 0.0544]
+
+
+@given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, max_size=30))
+def test_sign_counts(pairs):
+    first, second = np.array(pairs, float).T
+    wins, losses = (sum(1 for a, b in pairs if sign * (a - b) > 0) for sign in (1, -1))
+    assert stats.sign(first, second) == pytest.approx(
+        stats.binomial(wins, losses, len(pairs) - wins - losses), nan_ok=True
+    )
+
+
+@pytest.mark.parametrize("wins, trials, level", [(3, 20, 0.95), (17, 20, 0.9), (409, 817, 0.99)])
+def test_wilson_is_where_the_score_test_turns(wins, trials, level):
+    z = norm.ppf(0.5 + level / 2)
+
+    def score(p):
+        return (wins / trials - p) ** 2 - z**2 * p * (1 - p) / trials
+
+    wanted = brentq(score, 1e-9, wins / trials), brentq(score, wins / trials, 1 - 1e-9)
+    assert stats.wilson(wins, trials, level) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("case", range(30))
+def test_holm_by_its_definition(case):
+    """Step down: p is rejected at a level just where all smaller ones are, each at level / how many are left."""
+    rng = np.random.default_rng(case)
+    p_values = rng.choice([0.0, 1e-5, 0.01, 0.02, *rng.random(6)], 1 + case % 8).tolist()
+    found = stats.holm(p_values)
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    largest = 0.0
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+        assert found[i] == pytest.approx(largest)
+
+
+RELEASED = {
+    ("standard", "practical"): (135, 140, 542),
+    ("standard", "relaxed"): (144, 188, 485),
+    ("practical", "relaxed"): (138, 167, 512),
+}
+
+
+def test_bradley_terry_by_minimizing_its_likelihood():
+    found = stats.bradley_terry(RELEASED)
+    place = {"standard": 0, "practical": 1, "relaxed": 2}
+
+    def loss(at):
+        s, total = np.exp([0.0, at[0], at[1]]), 0.0
+        for (i, j), counts in RELEASED.items():
+            a, b = s[place[i]], s[place[j]]
+            parts = np.array([a, b, np.exp(at[2]) * np.sqrt(a * b)])
+            total -= np.log(parts / parts.sum()) @ np.array(counts)
+        return total
+
+    fit = minimize(loss, np.zeros(3), method="BFGS", options={"gtol": 1e-5})
+    strengths = found["strengths"]
+    assert [strengths["practical"]["strength"], strengths["relaxed"]["strength"]] == pytest.approx(fit.x[:2], abs=1e-4)
+    assert found["tie"] == pytest.approx(np.exp(fit.x[2]), rel=1e-4)
+    # The interval is that of the likelihood's curvature.
+    h = 1e-3
+    steps = np.eye(3) * h
+    curvature = np.array(
+        [
+            [
+                (loss(fit.x + a + b) - loss(fit.x + a - b) - loss(fit.x - a + b) + loss(fit.x - a - b)) / (4 * h * h)
+                for a in steps
+            ]
+            for b in steps
+        ]
+    )
+    error = np.sqrt(np.diag(np.linalg.inv(curvature)))
+    assert strengths["relaxed"]["high"] - strengths["relaxed"]["strength"] == pytest.approx(
+        1.95996 * error[1], rel=1e-3
+    )
+
+
+@pytest.mark.filterwarnings("ignore:::statsmodels")  # one pair has as many counts as unknowns
+def test_two_arms_have_the_odds_of_their_wins_for_strength():
+    found = stats.bradley_terry({("a", "b"): (20, 30, 50)})
+    assert found["strengths"]["b"]["strength"] == pytest.approx(np.log(30 / 20))
+    assert found["tie"] == pytest.approx(50 / np.sqrt(20 * 30))
+
+
+@pytest.mark.parametrize("counts, reason", [((0, 3, 1), "a wins 0"), ((3, 3, 0), "no tie")])
+def test_bradley_terry_names_what_has_no_estimate(counts, reason):
+    with pytest.raises(ValueError, match=reason):
+        stats.bradley_terry({("a", "b"): counts})
+
+
+def test_bootstrap_draws_questions_and_keeps_pairs_together():
+    rng = np.random.default_rng(3)
+    hard = rng.normal(0, 5, 60)  # a question is hard for both arms
+    a, b = hard + rng.normal(0.5, 1, 60), hard + rng.normal(0, 1, 60)
+    low, high = stats.bootstrap(lambda x, y: np.mean(x - y), a, b, resamples=999, seed=1)
+    rows = np.random.default_rng(2).integers(0, 60, (999, 60))
+    slow = np.percentile([np.mean(a[row]) - np.mean(b[row]) for row in rows], [2.5, 97.5])
+    assert [low, high] == pytest.approx(slow, abs=0.06)
+    assert high - low < 1.0 < 2 * 1.96 * np.hypot(a.std(), b.std()) / np.sqrt(60)
+    assert (low, high) == stats.bootstrap(lambda x, y: np.mean(x - y), a, b, resamples=999, seed=1)
+
+
+@pytest.mark.parametrize("share, decided", [(0.5, 20), (0.7, 33), (0.3, 40), (0.9, 6), (0.9, 3)])
+def test_power_is_the_chance_of_the_outcomes_that_the_test_rejects(share, decided):
+    rejected = [k for k in range(decided + 1) if stats.binomial(k, decided - k)["two_sided"] <= 0.05]
+    assert stats.power(share, decided) == pytest.approx(sum(binom.pmf(k, decided, share) for k in rejected))
+
+
+def test_needed_is_where_the_saw_last_crosses():
+    enough = stats.needed(0.6)
+    assert stats.power(0.6, np.arange(enough, enough + 300)).min() >= 0.8 > stats.power(0.6, enough - 1)
+    assert stats.needed(0.4) == enough
+    assert enough == pytest.approx(((norm.ppf(0.975) + norm.ppf(0.8)) / 0.2) ** 2, rel=0.1)
+    with pytest.raises(ValueError, match="share = 0.5"):
+        stats.needed(0.5)
+
+
+def test_kappa_by_its_definition():
+    rng = np.random.default_rng(5)
+    first = rng.choice(["a", "b", "tie"], 400, p=[0.5, 0.2, 0.3])
+    second = np.where(rng.random(400) < 0.6, first, rng.choice(["a", "b", "tie"], 400))
+    found = stats.kappa(first, second)
+    chance = sum(np.mean(first == label) * np.mean(second == label) for label in ("a", "b", "tie"))
+    assert found["kappa"] == pytest.approx((np.mean(first == second) - chance) / (1 - chance))
+    low, high = stats.bootstrap(lambda i: stats.kappa(first[i], second[i])["kappa"], np.arange(400), resamples=200)
+    assert [found["low"], found["high"]] == pytest.approx([low, high], abs=0.03)
+
+
+def test_kappa_of_chance_is_zero_and_of_one_label_no_number():
+    assert stats.kappa(["a", "a", "b", "b"], ["a", "b", "a", "b"])["kappa"] == pytest.approx(0)
+    alone = stats.kappa(["a"] * 4, ["a"] * 4)
+    assert alone["agreement"] == 1 and np.isnan(alone["kappa"])

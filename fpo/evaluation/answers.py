@@ -1,0 +1,172 @@
+"""Answers to questions: written by a policy with an adapter, kept in one small file, and read back with a check.
+
+    python -m fpo.evaluation.answers OUT.json --arm relaxed --adapter FOLDER
+
+writes the answers of the packaged model with an adapter in PEFT's own format; without one, of the base.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from fpo import files, results
+from fpo.evaluation.questions import load_questions
+from fpo.llm import decoding
+from fpo.llm.models import Policy
+from fpo.llm.prompts import Prompt
+from fpo.llm.settings import settings
+from fpo.llm.weights import ModelError
+from fpo.parameters import ParameterError, brief, one_line
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One arm's answers, by the questions' ids; `cut` names those that the limit of tokens ended."""
+
+    arm: str
+    texts: dict[str, str]
+    cut: tuple[str, ...] = ()
+
+    def to(self, questions: Sequence[Prompt]) -> list[str]:
+        """The answers in the questions' order."""
+        return [self.texts[question.id] for question in questions]
+
+
+def checked(name: str, content: Any, questions: Sequence[Prompt]) -> Answers:
+    """Answers out of a file's content, one for every question and none for another.
+
+    Raises
+    ------
+    ParameterError
+        If the content is something else; the message names the file and the first fault.
+    """
+
+    if not isinstance(content, dict) or not isinstance(content.get("answers"), dict):
+        raise ParameterError(f'answers {name}: must be an object with the entries "arm" and "answers"')
+    if not isinstance(content.get("arm"), str) or not content["arm"]:
+        raise ParameterError(f'answers {name}: "arm" must be a text')
+    texts, wanted = content["answers"], [question.id for question in questions]
+    for kind, ids in (
+        ("lacks an answer to", [id for id in wanted if not isinstance(texts.get(id), str)]),
+        ("answers what was not asked:", [id for id in texts if id not in set(wanted)]),
+        ('says "cut" of', [id for id in content.get("cut", []) if id not in texts]),
+    ):
+        if ids:
+            raise ParameterError(f"answers {name}: {kind} {brief(ids[0])} (and {len(ids) - 1} more of {len(wanted)})")
+    return Answers(content["arm"], dict(texts), tuple(content.get("cut", [])))
+
+
+def read(path: Path, questions: Sequence[Prompt]) -> Answers:
+    """An answer file: see `checked`.
+
+    Raises
+    ------
+    ParameterError
+        If it cannot be read or does not fit the questions.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ParameterError(f"answers {path}: cannot be read ({one_line(error)})") from None
+    return checked(str(path), content, questions)
+
+
+def load_adapter(policy: Policy, folder: Path) -> None:
+    """Give a policy the adapter that `Policy.save_pretrained` wrote.
+
+    Raises
+    ------
+    ModelError
+        If the folder holds none, or one of another shape.
+    """
+    try:
+        found = load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder} holds no adapter that can be read ({one_line(error)})") from None
+    found = {name.replace(".weight", ".default.weight"): value for name, value in found.items()}
+    own = policy.adapter
+    if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in own.items()}:
+        raise ModelError(f"the adapter in {folder} has other layers or another rank than the policy's")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(found[name])
+    policy.untrained = False
+
+
+def write(
+    policy: Policy, questions: Sequence[Prompt], system: str, max_new_tokens: int, batch: int = 28
+) -> tuple[list[str], list[bool]]:
+    """Greedy answers of at most so many tokens, and which of them the limit cut.
+
+    Questions of like length are answered together: a batch's padding is then short.
+    """
+    ids = [policy.encode(question.text, system) for question in questions]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    texts, cut = [""] * len(ids), [False] * len(ids)
+    for start in tqdm(range(0, len(order), batch), desc="answers", unit="batch"):
+        rows = order[start : start + batch]
+        # With 0 for every random number the likeliest word is drawn.
+        written = decoding.decode(
+            policy.model,
+            [ids[i] for i in rows],
+            np.zeros((len(rows), 1, max_new_tokens)),
+            policy.ends,
+            min_new_tokens=0,
+            temperature=1.0,
+            top_p=1.0,
+        )
+        for i, (tokens,) in zip(rows, written.tokens, strict=True):
+            texts[i], cut[i] = policy.text(tokens), tokens[-1] not in policy.ends
+    return texts, cut
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fpo.evaluation.answers", description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path, help="the answer file")
+    parser.add_argument("--arm", required=True, help="its name in the comparison")
+    parser.add_argument("--adapter", type=Path, help="a folder in PEFT's format; without it the base answers")
+    parser.add_argument("--questions", default="packaged:heldout", help="see fpo.evaluation.questions")
+    parser.add_argument("--tokens", type=int, default=64, choices=range(1, 4097), metavar="N", help="at most, 64")
+    parser.add_argument("--note", default="", help="where the adapter comes from")
+    given = parser.parse_args(arguments)
+    try:
+        files.destination(given.out)
+        questions = load_questions(given.questions)
+        own = settings(threads=1)
+        torch.set_num_threads(own.threads)
+        began, policy = time.perf_counter(), Policy(own)
+        if given.adapter is not None:
+            load_adapter(policy, given.adapter)
+        texts, cut = write(policy, questions, own.system, given.tokens)
+        adapter = f" --adapter {given.adapter.name}" if given.adapter is not None else ""
+        command = f"python -m fpo.evaluation.answers {given.out.name} --arm {given.arm}{adapter}"
+        made = results.provenance(command, time.perf_counter() - began, "fpo", "torch", "transformers", "peft")
+        content = {
+            "arm": given.arm,
+            "provenance": made | {"note": given.note},
+            "questions": given.questions,
+            "decoding": {"greedy": True, "max_new_tokens": given.tokens, "system": own.system},
+            "answers": {question.id: text for question, text in zip(questions, texts, strict=True)},
+            "cut": [question.id for question, short in zip(questions, cut, strict=True) if short],
+        }
+        files.save_json(given.out, content)
+    except (ValueError, ModelError, OSError) as error:
+        print(error if isinstance(error, ParameterError) else one_line(error, 2000), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Two judges that need no network: one that has learned from labels what is true, one that compares with references.
+
+    python -m fpo.evaluation.judges LABELS.jsonl OUT.json
+
+fits the first to TruthfulQA's labels by people (its file finetune_truth.jsonl) and writes it with its quality.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from fpo import files, results
+from fpo.llm.head import fit_head
+from fpo.llm.models import RewardModel
+from fpo.llm.prompts import Prompt
+from fpo.llm.settings import settings
+from fpo.llm.weights import ModelError
+from fpo.parameters import ParameterError, one_line
+
+FOLDS = 5
+RIDGES = (1e-4, 1e-3, 1e-2)
+LABEL = re.compile(r"Q: (.*?)\nA: (.*)\nTrue:", re.DOTALL)
+
+
+def features(encoder: RewardModel, questions: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
+    """What a frozen encoder reads of question and answer together, and a 1 for the constant: (n, p + 1), doubles."""
+    read = encoder.features(list(answers), list(questions)).double()
+    return torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
+
+
+def fit(read: torch.Tensor, labels: Sequence[bool], ridge: float) -> torch.Tensor:
+    """Logistic regression: w that minimizes the mean of BCE(w . f, label) + (ridge / 2) |w|^2.
+
+    Shapes: features (n, p + 1), labels (n,), result (p + 1,).
+    """
+    wanted = torch.tensor(np.asarray(labels, dtype=float))
+    return fit_head(read, torch.zeros_like(read), ridge, wanted)
+
+
+def fold(question: str, folds: int) -> int:
+    """The fold of a question, by its text alone: the same for every answer to it, in every file and order."""
+    return int(hashlib.sha256(" ".join(question.lower().split()).encode()).hexdigest(), 16) % folds
+
+
+def fit_folds(
+    read: torch.Tensor, labels: Sequence[bool], questions: Sequence[str], folds: int, ridge: float
+) -> torch.Tensor:
+    """A judge for each fold of questions, (folds, p + 1), fitted to the answers to all other questions.
+
+    Raises
+    ------
+    ValueError
+        If the labels outside of a fold are all alike, as where there are too few questions.
+    """
+    label = np.asarray(labels, dtype=bool)
+    part = np.array([fold(question, folds) for question in questions])
+    found = []
+    for each in range(folds):
+        rest = part != each
+        if len(np.unique(label[rest])) < 2:
+            raise ValueError(f"{len(set(questions))} questions are too few for {folds} folds with both labels in each")
+        found.append(fit(read[torch.from_numpy(rest)], label[rest], ridge))
+    return torch.stack(found)
+
+
+def crossed(judges: torch.Tensor, read: torch.Tensor, questions: Sequence[str]) -> np.ndarray:
+    """P(true) of each answer, (n,), by the judge that saw no label of an answer to its question: see `fit_folds`."""
+    part = torch.tensor([fold(question, len(judges)) for question in questions], dtype=torch.long)
+    return torch.sigmoid((read * judges[part]).sum(-1)).numpy()
+
+
+def within(scores: np.ndarray, labels: Sequence[bool], questions: Sequence[str]) -> float:
+    """The share of pairs (a true and a false answer to one question) in which the true one is put higher; ties half.
+
+    That is what a comparison of two policies rests on: easy and hard questions are the same for both.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, question in enumerate(questions):
+        rows.setdefault(question, []).append(row)
+    right = pairs = 0.0
+    for own in rows.values():
+        true = scores[[i for i in own if labels[i]]]
+        false = scores[[i for i in own if not labels[i]]]
+        difference = true[:, None] - false[None]
+        right += np.sum(difference > 0) + np.sum(difference == 0) / 2
+        pairs += difference.size
+    return float(right / pairs) if pairs else np.nan
+
+
+def quality(probabilities: np.ndarray, labels: Sequence[bool], bins: int = 10) -> dict[str, Any]:
+    """How good P(true) is against labels.
+
+    Returns
+    -------
+    dict
+        `accuracy` at one half, and `majority`, that of always giving the commoner label; `auc`, the chance that a true
+        answer is put above a false one (Mann-Whitney, ties count half), NaN if all labels are alike; `brier`, the mean
+        squared error; `calibration_error`, the mean of |predicted - observed| over `bins` of equal width, weighted by
+        their size; `calibration`, a row (predicted, observed, count) of each bin that is not empty.
+    """
+    label = np.asarray(labels, dtype=bool)
+    true, false = int(label.sum()), int((~label).sum())
+    ranks = rankdata(probabilities)[label].sum()
+    auc = (ranks - true * (true + 1) / 2) / (true * false) if true and false else np.nan
+    places = np.minimum((probabilities * bins).astype(int), bins - 1)
+    rows = [
+        (float(probabilities[places == k].mean()), float(label[places == k].mean()), int((places == k).sum()))
+        for k in np.unique(places)
+    ]
+    return {
+        "count": len(label),
+        "accuracy": float(np.mean((probabilities > 0.5) == label)),
+        "majority": max(true, false) / len(label),
+        "auc": float(auc),
+        "brier": float(np.mean((probabilities - label) ** 2)),
+        "calibration_error": float(sum(n * abs(p - o) for p, o, n in rows) / len(label)),
+        "calibration": rows,
+    }
+
+
+def similarity(encoder: RewardModel, questions: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
+    """Cosine to the nearest correct reference answer minus that to the nearest incorrect one, (n,), from -2 to 2."""
+    known = list(dict.fromkeys(text for each in questions for text in (*each.correct, *each.incorrect)))
+    place = {text: row for row, text in enumerate(known)}
+    references, read = (
+        torch.nn.functional.normalize(encoder.features(texts), dim=-1) for texts in (known, list(answers))
+    )
+    return np.array(
+        [
+            float((references[[place[t] for t in each.correct]] @ row).max())
+            - float((references[[place[t] for t in each.incorrect]] @ row).max())
+            for each, row in zip(questions, read, strict=True)
+        ]
+    )
+
+
+def read_labels(path: Path, each: int) -> tuple[list[str], list[str], list[bool]]:
+    """Questions, answers and whether people called them true; of each question at most `each` answers, drawn by hash.
+
+    Raises
+    ------
+    ParameterError
+        If a line is no object with a `prompt` "Q: ...\\nA: ...\\nTrue:" and a `completion` " yes" or " no".
+    """
+    rows: dict[str, list[tuple[str, str, bool]]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"labels {path}: cannot be read ({one_line(error)})") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            question, answer = (part.strip() for part in LABEL.fullmatch(row["prompt"]).groups())  # type: ignore[union-attr]
+            said = {" yes": True, " no": False}[row["completion"]]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ParameterError(f"labels {path}: line {number} is no labeled answer of TruthfulQA") from None
+        rows.setdefault(question, []).append((hashlib.sha256(line.encode()).hexdigest(), answer, said))
+    kept = [(question, *row[1:]) for question, own in rows.items() for row in sorted(own)[:each]]
+    return [row[0] for row in kept], [row[1] for row in kept], [row[2] for row in kept]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fpo.evaluation.judges", description=__doc__.split("\n")[0])
+    parser.add_argument("labels", type=Path, help="JSON lines as TruthfulQA publishes them")
+    parser.add_argument("out", type=Path, help="where the judge goes")
+    parser.add_argument("--each", type=int, default=8, help="at most so many answers to a question, 8")
+    given = parser.parse_args(arguments)
+    try:
+        files.destination(given.out)
+        began = time.perf_counter()
+        questions, answers, labels = read_labels(given.labels, given.each)
+        encoder = RewardModel(settings(threads=1))
+        torch.set_num_threads(1)
+        read = features(encoder, questions, answers)
+        tried, best = {}, None
+        for ridge in RIDGES:
+            judges = fit_folds(read, labels, questions, FOLDS, ridge)
+            said = crossed(judges, read, questions)
+            found = quality(said, labels) | {"within": within(said, labels, questions)}
+            tried[f"{ridge:g}"] = found
+            if best is None or found["brier"] < tried[best[0]]["brier"]:
+                best = f"{ridge:g}", judges
+        assert best is not None
+        command = f"python -m fpo.evaluation.judges {given.labels.name} {given.out.name} --each {given.each}"
+        content = {
+            "provenance": results.provenance(command, time.perf_counter() - began, "fpo", "torch", "transformers"),
+            "labels_sha256": hashlib.sha256(given.labels.read_bytes()).hexdigest(),
+            "answers": len(labels),
+            "questions": len(set(questions)),
+            "ridge": best[0],
+            "ridges": tried,
+            "judges": best[1].numpy(),
+        }
+        files.save_json(given.out, results.plain(content), indent=None)
+    except (ValueError, ModelError, OSError, ArithmeticError) as error:
+        print(error if isinstance(error, ParameterError) else one_line(error, 2000), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

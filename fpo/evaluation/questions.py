@@ -1,0 +1,92 @@
+"""Questions with right and wrong reference answers: the package's own, a file, or TruthfulQA."""
+
+import csv
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fpo.llm.prompts import Prompt, load_prompts
+from fpo.parameters import ParameterError, brief, one_line
+
+COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
+HUB_COLUMNS = ("question", "best_answer", "correct_answers", "incorrect_answers")
+TRUTHFULQA = "truthfulqa/truthful_qa"
+
+
+def _refuse(source: str, reason: str) -> NoReturn:
+    raise ParameterError(f"questions = {brief(source, 300)}: {reason}")
+
+
+def _made(source: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> list[Prompt]:
+    found = []
+    for number, row in enumerate(rows, 1):
+        question, best, correct, incorrect = (row[column] for column in columns)
+        # In the CSV a list is one text, its items separated by semicolons; on the hub it is a list.
+        right, wrong = (
+            [part.strip() for part in (value.split(";") if isinstance(value, str) else value or []) if part.strip()]
+            for value in (correct, incorrect)
+        )
+        best = (best or "").strip()
+        right = list(dict.fromkeys([*([best] if best else []), *right]))
+        if not (question or "").strip() or not right or not wrong:
+            _refuse(source, f"row {number} lacks a question, a correct or an incorrect answer")
+        found.append(Prompt(f"truthfulqa-{number:03d}", question.strip(), tuple(right), tuple(wrong)))
+    return found
+
+
+def _from_csv(source: str) -> list[Prompt]:
+    path = Path(os.path.expanduser(source))
+    if not path.is_file():
+        _refuse(source, "there is no such file")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+            if missing:
+                _refuse(source, f"has no column {missing[0]!r}; needed are {', '.join(COLUMNS)}")
+            return _made(source, reader, COLUMNS)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        _refuse(source, f"cannot be read ({one_line(error)})")
+
+
+def _from_hub(source: str) -> list[Prompt]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        _refuse(source, "a data set of the hub needs the package datasets: pip install datasets")
+    try:
+        rows = load_dataset(source, "generation", split="validation")
+    except Exception as error:  # datasets raises a different type for each reason
+        _refuse(source, f"the hub does not give it ({type(error).__name__}: {one_line(error)})")
+    return _made(source, rows, HUB_COLUMNS)
+
+
+def load_questions(source: str) -> Sequence[Prompt]:
+    """All questions of a source, each with at least one right and one wrong answer, the best right one first.
+
+    Parameters
+    ----------
+    source : str
+        `packaged:heldout`, the project's own; NAME.jsonl, as `fpo.llm.prompts.load_prompts` reads it; NAME.csv with the
+        columns of TruthfulQA (Lin et al. 2022); or `truthfulqa/truthful_qa`, its generation split on the hub.
+
+    Raises
+    ------
+    ParameterError
+        If it is missing, has other columns, or holds a question without such answers.
+    """
+    if source == TRUTHFULQA:
+        found = _from_hub(source)
+    elif source.endswith(".csv"):
+        found = _from_csv(source)
+    elif source.endswith(".jsonl") or source.startswith("packaged"):
+        found = list(load_prompts(source, 10**6))
+    else:
+        _refuse(source, f"must be packaged:heldout, NAME.jsonl, NAME.csv or {TRUTHFULQA}")
+    for question in found:
+        if not question.correct or not question.incorrect:
+            _refuse(source, f"question {brief(question.id)} has no correct or no incorrect answer")
+    if not found:
+        _refuse(source, "holds no question")
+    return found

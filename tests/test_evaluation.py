@@ -1,0 +1,360 @@
+"""Questions, answers, the judges that need no network, and verdicts: against definitions and slower routes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from fpo.evaluation import answers, capability, judges, verdicts
+from fpo.evaluation.questions import COLUMNS, load_questions
+from fpo.evaluation.verdicts import Judged
+from fpo.llm import ModelError, Policy, RewardModel, settings
+from fpo.llm.prompts import Prompt
+from fpo.parameters import ParameterError
+
+HELD_OUT = load_questions("packaged:heldout")
+
+
+# Questions
+
+
+def table(path, rows, columns=("Type", *COLUMNS)):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([columns, *rows])
+    return str(path)
+
+
+def test_a_csv_of_truthfulqa(tmp_path):
+    rows = [["x", "Why?", "B", "A; B ; C;", "no; never"], ["x", 'Who said "so"?', "", "he", "she\nor they"]]
+    found = load_questions(table(tmp_path / "q.csv", rows))
+    assert found[0] == Prompt("truthfulqa-001", "Why?", ("B", "A", "C"), ("no", "never"))
+    assert found[1].correct == ("he",) and found[1].incorrect == ("she\nor they",)
+
+
+def test_questions_that_are_refused(tmp_path):
+    cases = {
+        table(tmp_path / "a.csv", [["x", "Why?", "B", "A"]], ("Type", *COLUMNS[:3])): "no column 'Incorrect Answers'",
+        table(tmp_path / "b.csv", [["x", "Why?", "B", "A", " ; "]]): "row 1 lacks a question, a correct",
+        table(tmp_path / "c.csv", []): "holds no question",
+        str(tmp_path / "none.csv"): "there is no such file",
+        "somebody/something": "must be packaged:heldout, NAME.jsonl, NAME.csv or truthfulqa/truthful_qa",
+    }
+    (tmp_path / "d.csv").write_bytes(b"\xff\xfe\x00Question")
+    cases[str(tmp_path / "d.csv")] = "cannot be read"
+    for source, message in cases.items():
+        with pytest.raises(ParameterError, match=message):
+            load_questions(source)
+    (tmp_path / "bare.jsonl").write_text('{"prompt": "Why?"}\n')
+    with pytest.raises(ParameterError, match="question '1' has no correct or no incorrect answer"):
+        load_questions(str(tmp_path / "bare.jsonl"))
+
+
+# Answers
+
+
+def test_answer_files_that_do_not_fit(tmp_path):
+    good = {"arm": "base", "answers": {question.id: "So." for question in HELD_OUT}, "cut": [HELD_OUT[3].id]}
+    assert answers.checked("x", good, HELD_OUT).cut == (HELD_OUT[3].id,)
+    assert answers.checked("x", good, HELD_OUT).to(HELD_OUT[:2]) == ["So.", "So."]
+    short = {key: value for key, value in good["answers"].items() if key != HELD_OUT[5].id}
+    cases = [
+        ([], 'must be an object with the entries "arm" and "answers"'),
+        (good | {"arm": ""}, '"arm" must be a text'),
+        (good | {"answers": short}, f"lacks an answer to '{HELD_OUT[5].id}'"),
+        (good | {"answers": good["answers"] | {"heldout-001": 3}}, "lacks an answer to 'heldout-001'"),
+        (good | {"answers": good["answers"] | {"other": "x"}}, "answers what was not asked: 'other'"),
+        (good | {"cut": ["other"]}, "says \"cut\" of 'other'"),
+    ]
+    for content, message in cases:
+        with pytest.raises(ParameterError, match=message):
+            answers.checked("x", content, HELD_OUT)
+    (tmp_path / "broken.json").write_text('{"arm": ')
+    for name in ("broken.json", "none.json"):
+        with pytest.raises(ParameterError, match=f"{name}: cannot be read"):
+            answers.read(tmp_path / name, HELD_OUT)
+
+
+@pytest.fixture(scope="module")
+def policy(tiny):
+    return Policy(settings(**tiny))
+
+
+def test_answers_are_the_likeliest_words(policy):
+    """Against one forward pass a word, each question alone."""
+    asked = [HELD_OUT[i] for i in (0, 7, 30)]
+    texts, cut = answers.write(policy, asked, "Be short.", 9, batch=2)
+    for question, text, short in zip(asked, texts, cut, strict=True):
+        ids = policy.encode(question.text, "Be short.")
+        tokens: list[int] = []
+        while len(tokens) < 9 and not (tokens and tokens[-1] in policy.ends):
+            with torch.no_grad():
+                tokens.append(int(policy.model(input_ids=torch.tensor([ids + tokens])).logits[0, -1].argmax()))
+        assert text == policy.text(tokens)
+        assert short == (tokens[-1] not in policy.ends)
+
+
+def test_an_adapter_is_read_back(policy, tiny, tmp_path):
+    with torch.no_grad():
+        for value in policy.adapter.values():
+            value.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    policy.save_pretrained(tmp_path)
+    other = Policy(settings(**tiny))
+    asked = HELD_OUT[:4]
+    before = answers.write(other, asked, "", 6)
+    answers.load_adapter(other, tmp_path)
+    assert answers.write(other, asked, "", 6) == answers.write(policy, asked, "", 6) != before
+    assert not other.untrained
+    with pytest.raises(ModelError, match="holds no adapter"):
+        answers.load_adapter(other, tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="another rank"):
+        answers.load_adapter(Policy(settings(**tiny, lora_rank=3)), tmp_path)
+
+
+# Judges
+
+
+def made(questions=40, answers_each=6, features=5, seed=0):
+    """Answers whose truth depends on their features, and much more on their question."""
+    rng = np.random.default_rng(seed)
+    names = np.repeat([f"question {i}" for i in range(questions)], answers_each)
+    read = rng.normal(size=(len(names), features))
+    mark = np.repeat(rng.normal(size=(questions, features)), answers_each, axis=0)
+    labels = rng.random(len(names)) < 1 / (1 + np.exp(-3 * read[:, 0]))
+    return names, torch.tensor(np.c_[read, mark, np.ones(len(names))]), labels
+
+
+def test_the_fit_is_logistic_regression():
+    from scipy.optimize import minimize
+
+    _, read, labels = made()
+    x, sign = read.numpy(), np.where(labels, 1.0, -1.0)
+
+    def loss(w):
+        return np.mean(np.logaddexp(0, -sign * (x @ w))) + 0.05 * w @ w
+
+    wanted = minimize(loss, np.zeros(x.shape[1]), tol=1e-10).x
+    assert judges.fit(read, labels, 0.1).numpy() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_no_question_is_judged_by_a_model_that_saw_its_labels():
+    """With one column for each question, a model that had seen a question's labels would know them all."""
+    names, read, _ = made()
+    alike = np.array([int(name.split()[1]) % 2 == 0 for name in names])
+    own = torch.tensor(np.eye(40)[[int(name.split()[1]) for name in names]])
+    leaking = torch.cat([own, torch.ones(len(own), 1, dtype=own.dtype)], dim=1)
+    seen = torch.sigmoid(leaking @ judges.fit(leaking, alike, 1e-4)).numpy()
+    assert judges.quality(seen, alike)["accuracy"] == 1  # the planted fault
+
+    def cross(labels):
+        return judges.crossed(judges.fit_folds(leaking, labels, list(names), 5, 1e-4), leaking, list(names))
+
+    crossed = cross(alike)
+    assert judges.quality(crossed, alike)["accuracy"] < 0.6
+    # And a change of a question's labels changes no probability of its own answers.
+    flipped = np.where(names == "question 7", ~alike, alike)
+    again = cross(flipped)
+    same = np.array([judges.fold(name, 5) for name in names]) == judges.fold("question 7", 5)
+    assert np.array_equal(again[same], crossed[same]) and not np.array_equal(again[~same], crossed[~same])
+    assert judges.fold("Question  7", 5) == judges.fold("question 7", 5)
+    with pytest.raises(ValueError, match="too few for 5 folds"):
+        judges.fit_folds(read[:6], [True] * 6, list(names[:6]), 5, 0.1)
+
+
+def test_quality_by_its_definitions():
+    rng = np.random.default_rng(1)
+    p = rng.random(300).round(2)
+    labels = rng.random(300) < p**2
+    found = judges.quality(p, labels)
+    wins = [(a > b) + (a == b) / 2 for a in p[labels] for b in p[~labels]]
+    assert found["auc"] == pytest.approx(np.mean(wins))
+    assert found["accuracy"] == np.mean((p > 0.5) == labels)
+    assert found["brier"] == pytest.approx(np.mean((p - labels) ** 2))
+    assert sum(row[2] for row in found["calibration"]) == 300
+    bins = np.minimum((p * 10).astype(int), 9)
+    gap = sum(abs(np.sum(p[bins == place]) - np.sum(labels[bins == place])) for place in range(10))
+    assert found["calibration_error"] == pytest.approx(gap / 300, abs=1e-12)
+    assert np.isnan(judges.quality(p, np.ones(300, bool))["auc"])
+
+
+def test_within_compares_answers_to_one_question_alone():
+    """A score that knows only which question is easy puts half of the pairs right."""
+    labels, questions = [True, False, True, True, False], ["a", "a", "b", "b", "b"]
+    assert judges.within(np.array([0.9, 0.9, 0.1, 0.1, 0.1]), labels, questions) == 0.5
+    assert judges.within(np.array([0.2, 0.1, 0.9, 0.3, 0.4]), labels, questions) == pytest.approx(2 / 3)
+    assert np.isnan(judges.within(np.array([1.0]), [True], ["a"]))
+
+
+def test_a_judge_is_fitted_to_a_file_of_labels(tmp_path, capsys):
+    lines = [
+        {"prompt": f"Q: Question {i}?\nA: Answer {j} is {word}.\nTrue:", "completion": said}
+        for i in range(12)
+        for j in range(4)
+        for word, said in (("so", " yes"), ("not so", " no"))
+    ]
+    (tmp_path / "labels").write_text("\n".join(map(json.dumps, lines)))
+    assert judges.main([str(tmp_path / "labels"), str(tmp_path / "judge.json"), "--each", "6"]) == 0
+    found = json.loads((tmp_path / "judge.json").read_text())
+    assert (found["answers"], found["questions"], np.shape(found["judges"])) == (72, 12, (5, 385))
+    best = found["ridges"][found["ridge"]]
+    assert best["within"] > 0.9 and best["brier"] == min(row["brier"] for row in found["ridges"].values())
+    bad = {"prompt": "Q: x", "completion": " yes"}
+    (tmp_path / "labels").write_text(json.dumps(lines[0]) + "\n" + json.dumps(bad))
+    assert judges.main([str(tmp_path / "labels"), str(tmp_path / "judge.json")]) == 1
+    assert "line 2 is no labeled answer of TruthfulQA" in capsys.readouterr().err
+
+
+def test_similarity_takes_the_nearest_reference_of_each_kind(tiny):
+    encoder = RewardModel(settings(**tiny))
+    asked = [HELD_OUT[0], HELD_OUT[0], HELD_OUT[9]]
+    given = [HELD_OUT[0].correct[1], HELD_OUT[0].incorrect[0], "Neither here nor there."]
+    found = judges.similarity(encoder, asked, given)
+
+    def near(text, kind):
+        a = encoder.features([text])[0]
+        return max(float(a @ b / a.norm() / b.norm()) for b in encoder.features(kind))
+
+    for question, text, value in zip(asked, given, found, strict=True):
+        assert value == pytest.approx(near(text, question.correct) - near(text, question.incorrect), abs=1e-5)
+    assert found[0] > 0 > found[1]
+
+
+# Verdicts
+
+
+def test_an_error_is_never_a_tie():
+    said = ["first", "second", "tie", None]
+    found = {(a, b): Judged(a, b).outcome for a in said for b in said}
+    assert {pair for pair, outcome in found.items() if outcome == "tie"} == {("tie", "tie")}
+    assert {pair for pair, outcome in found.items() if outcome == "error"} == {p for p in found if None in p}
+    assert found["first", "second"] == "first" and found["second", "first"] == "second"
+    assert found["first", "first"] == found["first", "tie"] == "split"
+    row = verdicts.counts([Judged(a, b) for a, b in found])
+    assert (row["wins"], row["losses"], row["ties"], row["errors"], row["splits"]) == (1, 1, 1, 7, 6)
+
+
+def test_scores_have_no_position():
+    judged = verdicts.from_scores([1.0, 0.0, 2.0, 5.0], [0.0, 1.0, 2.0, 1.0])
+    assert [each.outcome for each in judged] == ["first", "second", "tie", "first"]
+    bias = verdicts.position_bias(judged)
+    assert (bias["wins"], bias["losses"], bias["ties"]) == (3, 3, 2)
+
+
+# Capability
+
+
+def test_capability_without_the_harness_says_what_to_install(policy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ParameterError, match=r"pip install 'fpo\[capability\]'"):
+        capability.capability(policy)
+
+
+def test_capability_asks_the_harness_for_the_papers_setting(policy, monkeypatch):
+    """A stand-in of the harness, which seeds everything as the real one does, and looks at the dropout."""
+    asked = {}
+
+    def evaluate(**given):
+        asked.update(given, training=[layer.training for layer in policy.model.modules() if layer.training])
+        torch.manual_seed(1234)
+        return {
+            "results": {"mmlu": {"alias": "mmlu", "acc,none": 0.48, "acc_stderr,none": 0.01}},
+            "groups": {"mmlu": {"acc,none": 0.48, "acc_stderr,none": 0.01}},
+            "n-samples": {"mmlu": {"original": 14042, "effective": 2850}},
+        }
+
+    class Tasks:
+        all_tasks = ("mmlu", "arc_challenge")
+
+        def __init__(self, include_path, include_defaults):
+            assert include_path is None and include_defaults
+
+    modules = {
+        "lm_eval": {"simple_evaluate": evaluate},
+        "lm_eval.models": {},
+        "lm_eval.models.huggingface": {"HFLM": lambda **given: given},
+        "lm_eval.tasks": {"TaskManager": Tasks},
+    }
+    for name, content in modules.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    layer = next(each for name, each in policy.model.named_modules() if name.endswith("lora_dropout.default"))
+    layer.train()
+    torch.manual_seed(5)
+    found = capability.capability(policy)
+    drawn = float(torch.rand(1))
+    torch.manual_seed(5)
+    assert drawn == float(torch.rand(1)) and layer.training
+    layer.eval()
+    assert found == {"mmlu": {"acc": 0.48, "acc_stderr": 0.01, "samples": 2850.0}}
+    assert (asked["tasks"], asked["limit"], asked["num_fewshot"]) == (["mmlu", "arc_challenge"], 50, 0)
+    assert asked["model"]["pretrained"] is policy.model and asked["model"]["batch_size"] == 4
+    assert not asked["training"]
+    with pytest.raises(ParameterError, match="knows no 'nothing'"):
+        capability.capability(policy, ["nothing"])
+
+
+TASK = """
+task: two_words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: label
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def test_capability_of_a_local_task(policy, tmp_path, monkeypatch):
+    """The harness's accuracy is that of the likelier choice by hand, and nothing else has changed."""
+    pytest.importorskip("lm_eval", reason="the harness needs the extra capability: pip install 'fpo[capability]'")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    rng = np.random.default_rng(0)
+    words = ["red", "blue", "green", "long", "cold"]
+    rows = []
+    for _ in range(12):
+        question, choices = f"{' '.join(rng.choice(words, 3))} is", [*rng.choice(words, 2, False)]
+        rows.append({"question": question, "choices": choices, "label": int(rng.integers(2))})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "two.yaml").write_text(TASK.format(file=tmp_path / "rows.jsonl"))
+    layer = next(each for name, each in policy.model.named_modules() if name.endswith("lora_dropout.default"))
+    layer.train()
+    torch.manual_seed(5), np.random.seed(5)
+    found = capability.capability(policy, ["two_words"], limit=10, own_tasks=tmp_path / "tasks")
+    drawn = float(torch.rand(1)), float(np.random.rand())
+    torch.manual_seed(5), np.random.seed(5)
+    assert drawn == (float(torch.rand(1)), float(np.random.rand())) and layer.training
+    layer.eval()
+
+    def likelihood(row, choice):
+        ids = policy.tokenizer(row["question"] + " " + choice).input_ids
+        start = len(policy.tokenizer(row["question"]).input_ids)
+        with torch.no_grad():
+            logs = policy.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids)))
+
+    right = [np.argmax([likelihood(row, c) for c in row["choices"]]) == row["label"] for row in rows[:10]]
+    assert found["two_words"]["acc"] == pytest.approx(np.mean(right)) and found["two_words"]["samples"] == 10
+    with pytest.raises(ParameterError, match="knows no 'three_words'"):
+        capability.capability(policy, ["three_words"], own_tasks=tmp_path / "tasks")
+
+
+def test_random_states_and_dropout_come_back_after_an_error():
+    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(1, 1)).train()
+    torch.manual_seed(3)
+    with pytest.raises(ArithmeticError), capability.untouched(model):
+        model.eval()
+        torch.rand(7)
+        raise ArithmeticError
+    drawn = float(torch.rand(1))
+    torch.manual_seed(3)
+    assert drawn == float(torch.rand(1)) and all(layer.training for layer in model.modules())

@@ -1,0 +1,184 @@
+"""The judgements chapter on other verdicts: its rules can hold and fail, and the release's files are counted right."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+
+import pytest
+import torch
+from tools.verdicts import play
+
+import fpo.llm
+from fpo import results, stats
+from fpo.parameters import ParameterError
+
+STORED = results.stored_run
+REPORTED = STORED("judgements/reported")
+PAIRS = {name: (row["first"], row["second"]) for name, row in REPORTED["pairs"].items()}
+JUDGE = {
+    "judges": [[0.0] * 384 + [0.0]] * 5,
+    "ridge": "0.001",
+    "ridges": {"0.001": {"within": 0.6, "auc": 0.6, "accuracy": 0.6, "majority": 0.6}},
+}
+
+
+def released(share=0.6, kappa=0.5):
+    """What a file of counts made from the release would hold, with judges that prefer the first arm so often."""
+    judge = stats.binomial(int(400 * share), 400 - int(400 * share)) | {
+        "difference": 0.1,
+        "interval": [0.05, 0.15],
+        "agreement": {"agreement": 0.5, "kappa": kappa, "low": kappa - 0.1, "high": kappa + 0.1},
+    }
+    counted = ("wins", "losses", "ties", "identical")
+    return {
+        "pairs": {
+            name: {key: row[key] for key in counted}
+            | {"identical_ties": row["identical"], "one_cut": stats.binomial(5, 4), "longer": stats.binomial(5, 4)}
+            | {"judges": {"truth": judge, "similarity": judge}}
+            for name, row in REPORTED["pairs"].items()
+        },
+        "words": dict(REPORTED["mean_words"]),
+        "without_end_mark": {"standard": REPORTED["standard_without_end_mark"], "practical": 600, "relaxed": 600},
+    }
+
+
+@pytest.fixture
+def verdicts(monkeypatch, tmp_path):
+    def of(reported=REPORTED, counted=None, **values):
+        stored = {
+            "judgements/reported": reported,
+            "judgements/released": {"results": {"released": counted or released()}},
+            "truthfulqa/judge": JUDGE,
+        }
+        monkeypatch.setattr(results, "stored_run", lambda name: stored[name])
+        return play("judgements", tmp_path / "results.json", figures=False, **values)
+
+    return of
+
+
+def test_an_effect_that_is_there_is_found(verdicts):
+    reported = copy.deepcopy(REPORTED)
+    for name, row in reported["pairs"].items():
+        row["wins"], row["losses"] = 330, 170
+        row["by_category"] = {
+            "factual": [330, 170, row["ties"]],
+            "deceptive": [0, 0, 0],
+            "sycophancy_safety": [0, 0, 0],
+        }
+        row["reported_share"], row["reported_p"] = 0.66, stats.binomial(330, 170)["two_sided"]
+        assert name in PAIRS
+    for row in reported["accuracy"].values():
+        row["standard_error"] = 0.002
+    found, _ = verdicts(reported, released(0.7))
+    assert {found[name.replace("_", "-")] for name in PAIRS} == {"reproduced"}
+    assert found["p-values"] == found["shares"] == found["mmlu"] == found["arc"] == "reproduced"
+    assert found["power"] == found["truth-judge"] == found["similarity-judge"] == found["agreement"] == "new"
+    # The counts are no longer those of the files, and say so.
+    assert found["files"] == "partly"
+
+
+def test_the_opposite_effect_fails(verdicts):
+    reported = copy.deepcopy(REPORTED)
+    for row in reported["pairs"].values():
+        row["wins"], row["losses"] = 170, 330
+        row["by_category"] = {
+            "factual": [170, 330, row["ties"]],
+            "deceptive": [1, 0, 0],
+            "sycophancy_safety": [0, 1, 0],
+        }
+        row["by_category"] |= {"factual": [169, 329, row["ties"]]}
+    for task in reported["accuracy"].values():
+        task["relaxed"] = task["practical"] = task["standard"] - 0.3
+    found, _ = verdicts(reported, released(0.3, kappa=-0.5))
+    for name in (*(name.replace("_", "-") for name in PAIRS), "p-values", "shares", "mmlu", "truth-judge", "agreement"):
+        assert found[name] == "not reproduced", name
+
+
+def test_the_reported_counts_settle_nothing(verdicts):
+    found, content = verdicts(counted=released(0.5, kappa=0.0))
+    assert {found[name.replace("_", "-")] for name in PAIRS} == {"open"}
+    assert found["truth-judge"] == found["agreement"] == "open" and found["files"] == "reproduced"
+    row = content["results"]["binomial"]["relaxed_standard"]
+    assert set(row) >= {"wins", "losses", "ties", "two_sided", "one_sided", "reported"}
+
+
+class Encoder:
+    """Features that say which word an answer begins with."""
+
+    def __init__(self, settings):
+        pass
+
+    def features(self, texts, prompts=None):
+        places = {"right": 0, "wrong": 1}
+        return torch.nn.functional.one_hot(torch.tensor([places[t.split()[0]] for t in texts]), 384).float()
+
+
+QUESTIONS = [f"Question {i}?" for i in range(12)]
+
+
+def release(folder, **changes):
+    """Files in the release's shape: relaxed is right about the first eight, the other two about the last six."""
+    answers = {
+        "prompts": QUESTIONS,
+        "answers_theoretical": ["right one." if i < 8 else "wrong one." for i in range(12)],
+        "answers_baseline": ["right one." if i >= 6 else "wrong and longer" for i in range(12)],
+        "answers_practical": ["right one." if i >= 6 else "wrong and longer" for i in range(12)],
+    } | changes.get("answers", {})
+    columns = ["question", "category", "baseline_vs_practical", "baseline_vs_relaxed", "relaxed_vs_practical"]
+    columns += ["words_baseline", "words_practical", *changes.get("columns", ["words_relaxed"])]
+    said = ["relaxed"] * 6 + ["tie"] * 2 + ["baseline"] * 3 + ["tie"]
+    rows = [
+        [q, "x", "tie", s, s.replace("baseline", "practical"), 3, 3, 3] for q, s in zip(QUESTIONS, said, strict=True)
+    ]
+    with open(folder / "verdicts.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    (folder / "answers.json").write_text(json.dumps(answers))
+    with open(folder / "questions.csv", "w", encoding="utf-8", newline="") as file:
+        head = ["Question", "Best Answer", "Correct Answers", "Incorrect Answers"]
+        known = QUESTIONS[: changes.get("known", 12)]
+        csv.writer(file).writerows([head, *([q, "right", "right", "wrong"] for q in known)])
+    names = {"released_verdicts": "verdicts.csv", "released_answers": "answers.json", "questions": "questions.csv"}
+    return {key: str(folder / name) for key, name in names.items()}
+
+
+def test_the_files_of_the_release_are_counted(verdicts, monkeypatch, tmp_path):
+    monkeypatch.setattr(fpo.llm, "RewardModel", Encoder)
+    weight = torch.zeros(5, 385, dtype=torch.float64)
+    weight[:, 0] = 1.0
+    monkeypatch.setitem(JUDGE, "judges", weight.tolist())
+    found, content = verdicts(**release(tmp_path))
+    counted = content["results"]["released"]
+    row = counted["pairs"]["relaxed_standard"]
+    assert [row[key] for key in ("wins", "losses", "ties", "identical", "identical_ties")] == [6, 3, 3, 2, 2]
+    for judge in ("truth", "similarity"):
+        own = row["judges"][judge]
+        assert (own["wins"], own["losses"], own["ties"]) == (6, 4, 2)
+        assert own["agreement"]["kappa"] == 1 and own["difference"] > 0
+    assert (row["one_cut"]["wins"], row["one_cut"]["losses"]) == (6, 0)
+    assert (row["longer"]["wins"], row["longer"]["losses"]) == (0, 6)
+    assert counted["pairs"]["practical_standard"]["identical_ties"] == 12
+    assert counted["without_end_mark"] == {"standard": 6, "practical": 6, "relaxed": 0}
+    assert counted["words"]["relaxed"] == 2 and counted["words"]["standard"] == 2.5
+    assert found["files"] in ("partly", "not reproduced") and len(counted["sha256"]["verdicts"]) == 64
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"columns": []}, None),
+        ({"answers": {"prompts": QUESTIONS[::-1]}}, "other questions than the verdicts'"),
+        ({"known": 11}, "lacks 'Question 11\\?' and 0 more"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(changes, message, verdicts, monkeypatch, tmp_path):
+    monkeypatch.setattr(fpo.llm, "RewardModel", Encoder)
+    given = release(tmp_path, **changes)
+    if message is None:
+        (tmp_path / "verdicts.csv").write_text("question,winner\nQuestion 0?,relaxed\n")
+        message = "the CSV has other columns"
+    with pytest.raises(ParameterError, match=message):
+        verdicts(**given)
+    with pytest.raises(ParameterError, match="give all three or none"):
+        verdicts(**given | {"questions": ""})
