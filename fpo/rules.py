@@ -250,10 +250,11 @@ RULES = MappingProxyType(
 
 @dataclass(frozen=True)
 class Choice:
-    """R of every candidate, (..., n), and the index of the winner among them, (...), -1 where all are empty."""
+    """R of every candidate and its score, (..., n), and the winner's index, (...), -1 where all are empty."""
 
     penalty: torch.Tensor
     winner: torch.Tensor
+    scores: torch.Tensor
 
 
 def reads(names: Collection[str]) -> frozenset[Input]:
@@ -295,4 +296,4 @@ def choose(name: str, candidates: Candidates, gamma: float | None = None) -> Cho
     else:
         scores = candidates.rewards + (rule.gamma if gamma is None else gamma) * penalty
     winner = scores.masked_fill(candidates.empty, float("-inf")).argmax(-1)
-    return Choice(penalty, winner.masked_fill(candidates.empty.all(-1), -1))
+    return Choice(penalty, winner.masked_fill(candidates.empty.all(-1), -1), scores)

@@ -42,7 +42,9 @@ TABLE = {
     "fpo.llm.decoding": NOTHING,
     "fpo.llm.team": NOTHING,
     "fpo.llm.weights": llm("prompts"),
-    "fpo.llm.models": llm("settings weights"),
+    "fpo.llm.labels": NOTHING,
+    "fpo.llm.reading": NOTHING,
+    "fpo.llm.models": llm("reading settings weights"),
     "fpo.llm.head": {"steering", "parameters", *llm("models prompts")},
     "fpo.llm.oracles": {"parameters", *llm("models prompts")},
     "fpo.llm.workbench": {"parameters", "rules", *llm("decoding head models oracles prompts settings team weights")},
@@ -62,6 +64,12 @@ TABLE = {
     },
     "fpo.llm": llm("candidates loop models prompts runs settings weights workbench"),
     "fpo.llm.__main__": {"llm", "llm.settings", "parameters"},
+    # In somebody else's trainer.
+    "fpo.trl.head": {"parameters", *llm("reading")},
+    "fpo.trl.rows": {"parameters", "trl.head", *llm("labels")},
+    "fpo.trl.steered": {"parameters", "rules", "trl.head", "trl.rows", *llm("decoding head labels")},
+    "fpo.trl.callbacks": {"files", "parameters", "trl.steered", *llm("head loop")},
+    "fpo.trl": {"trl.callbacks", "trl.head", "trl.steered"},
 }  # fmt: skip
 
 
