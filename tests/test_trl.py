@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import traceback
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,11 +102,9 @@ def test_the_head_after_one_update_is_the_loops(tiny):
     def loud(prompts, responses):
         return [0.1 * len(text) for text in responses]
 
+    bench = Workbench(settings(**tiny, steps=3, window=3, head_lr=0.01), loud)
     for rule, update in [("leverage", "step"), ("exact", "step"), ("relaxed", "refit")]:
-        chosen = settings(
-            **tiny, steps=3, window=3, rule=rule, gamma=0.3, head_start="answers", head_lr=0.01, head_update=update
-        )
-        bench = Workbench(chosen, loud)
+        chosen = bench.settings.replace(rule=rule, gamma=0.3, head_update=update)
         writer = Writer(bench, chosen)
         writer.make_references(range(3))
         window = writer.window(range(3))
@@ -421,7 +420,8 @@ def test_two_processes_agree_with_one(encoder, tmp_path):
         if not child:
             status = 1
             try:
-                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+                os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # asked for, but they meet in a file
                 PartialState._reset_state()
                 torch.distributed.init_process_group(
                     "gloo", init_method=f"file://{tmp_path}/meeting", rank=rank, world_size=2
@@ -440,6 +440,8 @@ def test_two_processes_agree_with_one(encoder, tmp_path):
                 torch.save([found, len(asked), reward.rm.head.weight.detach()], tmp_path / f"{rank}.pt")
                 torch.distributed.destroy_process_group()
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         children.append(child)
