@@ -29,6 +29,7 @@ TABLE = {
     "fpo.files": NOTHING,
     "fpo.stats": NOTHING,
     "fpo.figures": NOTHING,
+    "fpo.monitor": NOTHING,
     "fpo.mlp": {"steering", "landscapes"},
     "fpo.rules": {"steering"},
     "fpo.games": {"parameters", "landscapes"},
@@ -128,7 +129,7 @@ def test_no_file_is_longer_than_400_lines_but_the_neural_game():
     assert set(long) <= {"neural.py"}, long
 
 
-@pytest.mark.parametrize("name", ["fpo.rules", "fpo.linear", "fpo.results"])
+@pytest.mark.parametrize("name", ["fpo.rules", "fpo.linear", "fpo.results", "fpo.monitor"])
 def test_light_rooms_stay_light(name):
     """Who asks for a rule's name, plays the linear game or writes results waits for no deep learning."""
     program = f"import sys, {name}; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
