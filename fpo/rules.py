@@ -53,6 +53,8 @@ class Candidates:
         Random numbers for the random controls.
     other : tensor (..., p)
         The features of another prompt's reference.
+    scale : float
+        Of utilities in p*.
     """
 
     rewards: torch.Tensor
@@ -66,6 +68,7 @@ class Candidates:
     log_ratio: torch.Tensor | None = None
     uniform: torch.Tensor | None = None
     other: torch.Tensor | None = None
+    scale: float = 1.0
 
     def given(self, what: Input) -> Any:
         """What a rule reads beside rewards, features and utilities.
@@ -89,8 +92,8 @@ class Candidates:
         return self.reference.features[..., None, :]
 
     def preferences(self) -> torch.Tensor:
-        """p* = sigmoid(U_z - U_ref), (..., n)."""
-        return (self.utilities - self.reference.utility[..., None]).sigmoid()
+        """p* = sigmoid(scale (U_z - U_ref)), (..., n)."""
+        return (self.scale * (self.utilities - self.reference.utility[..., None])).sigmoid()
 
 
 def standard(seen: Candidates) -> torch.Tensor:

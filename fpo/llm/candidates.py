@@ -20,7 +20,7 @@ from fpo.llm.workbench import ReferenceResponse, Workbench
 LATER = {
     *("profile", "rule", "gamma", "measure", "steps", "window", "save_every", "policy_lr", "head_lr", "optimizer"),
     *("learn_from", "head_start", "head_prompts", "head_ridge", "head_update", "head_learns", "buffer_size"),
-    *("reward_dropout", "measure_kl", "reference_labels"),
+    *("reward_dropout", "measure_kl", "reference_labels", "scale", "labels", "label_timeout", "label_tries"),
 }
 
 
@@ -329,6 +329,7 @@ class Writer:
             utilities=torch.full(features.shape[:2], torch.nan, device=features.device),
             empty=torch.tensor([[not text for text in group] for group in texts], device=features.device),
             reference=rules.Reference(rewards(reference_features), reference_features, reference_utilities),
+            scale=self.settings.scale,
         )
 
     def _with_inputs(

@@ -95,7 +95,10 @@ class Workbench:
             raise ParameterError(f"{'; '.join(wrong)}; other models or prompts need a workbench of their own")
         _check_numbers(settings, self.team)
         if settings.head_start in FITTED:
-            check_answers(self.prompts, f"head_start = {settings.head_start!r}", settings.head_start == "answers")
+            check_answers(
+                self.prompts, f"head_start = {settings.head_start!r}", settings.head_start == "answers",
+                "; a head that needs none is head_start = 'own', of a classifier, or 'zero'",
+            )  # fmt: skip
         if self.oracle is None and settings.oracle == "answer":
             check_answers(self.prompts, "oracle = 'answer'")
         elif self.oracle is None and settings.oracle != "likelihood":

@@ -119,7 +119,7 @@ class Judge:
 
     Parameters
     ----------
-    oracle, preference, scale, labels
+    oracle, preference, labels
         As in `SteeredReward`.
 
     Raises
@@ -128,12 +128,10 @@ class Judge:
         If there are both.
     """
 
-    def __init__(
-        self, oracle: Oracle | None, preference: Oracle | None, scale: float, labels: str | Path | Labels | None
-    ) -> None:
+    def __init__(self, oracle: Oracle | None, preference: Oracle | None, labels: str | Path | Labels | None) -> None:
         if oracle is not None and preference is not None:
             raise ParameterError("oracle and preference are both given: one of them says what is better")
-        self._oracle, self._preference, self._scale = oracle, preference, scale
+        self._oracle, self._preference = oracle, preference
         self._labels = labels if isinstance(labels, Labels) else Labels(labels)
 
     @property
@@ -142,16 +140,21 @@ class Judge:
         return self._oracle is not None or self._preference is not None
 
     @property
+    def pairs(self) -> bool:
+        """Whether it judges pairs: what it says of a text is the log-odds of p*, against 0 of the reference."""
+        return self._preference is not None
+
+    @property
     def labels(self) -> int:
         """Labels that are known."""
         return len(self._labels)
 
     def of_references(self, rows: Rows, asked: Sequence[int], said: Sequence[Said]) -> list[float]:
-        """scale U of the references to the prompts of these rows; 0 where pairs are judged, or nothing is."""
+        """U of the references to the prompts of these rows; 0 where pairs are judged, or nothing is."""
         return self._ask(rows, asked, said) if self._oracle is not None else [0.0] * len(asked)
 
     def __call__(self, rows: Rows, asked: Sequence[int]) -> list[float]:
-        """scale U of the completions in these rows, or the log-odds of p* against their references."""
+        """U of the completions in these rows, or the log-odds of p* against their references."""
         found = self._ask(rows, asked, [rows.completions[row] for row in asked])
         if self._oracle is not None:
             return found
@@ -190,4 +193,4 @@ class Judge:
             broadcast_object_list(told)
         if told[0] is None:
             raise OracleError(told[1])
-        return [self._scale * value for value in told[0]] if self._oracle is not None else told[0]
+        return told[0]

@@ -135,7 +135,7 @@ class SteeredReward:
             raise ParameterError(f"rule = {rule!r} reads labels: give an oracle or a preference")
         if preference is not None and reference == "group":
             raise ParameterError("preference compares with a response: must have reference = 'reference'")
-        self._judge = Judge(oracle, preference, scale, labels)
+        self._judge = Judge(oracle, preference, labels)
         self.__name__ = f"fpo_{rule}"
         self.rm = rm
         # A rule whose penalty has no weight, or whose score is not r + gamma R, has none to be measured.
@@ -247,7 +247,8 @@ class SteeredReward:
             there = (~empty)[..., None].to(features)
             read = (features * there).sum(1) / there.sum(1).clamp(min=1)
             reference = rules.Reference(self.rm.rewards(read), read, torch.zeros_like(rewards[:, 0]))
-        seen = rules.Candidates(rewards, features, utilities, empty, reference)
+        scale = 1.0 if self._judge.pairs else o.scale
+        seen = rules.Candidates(rewards, features, utilities, empty, reference, scale=scale)
         all_labels = "labels" in self._reads or (self.teaches and (o.pairs == "all" or o.reference == "group"))
         if all_labels:
             seen = self._labeled(seen, rows, ~empty)
@@ -303,7 +304,7 @@ class SteeredReward:
         fought, at = won >= 0, won.clamp(min=0)[:, None]
         picked = {name: getattr(seen, name).gather(1, at)[:, 0] for name in ("rewards", "utilities")}
         p_phi = (picked["rewards"] - seen.reference.reward).sigmoid().masked_fill(~fought, math.nan)
-        p_star = (picked["utilities"] - seen.reference.utility).sigmoid().masked_fill(~fought, math.nan)
+        p_star = seen.preferences().gather(1, at)[:, 0].masked_fill(~fought, math.nan)
         spreads = [_spreads(values, seen.empty) for values in (seen.rewards, choice.penalty)]
         if self.learning:
             self._groups += len(won)
@@ -318,7 +319,7 @@ class SteeredReward:
             "penalty_spread": spreads[1].nanmean(),
             "gamma": math.nan if self.gamma is None else self.gamma,
             "winner_reward": picked["rewards"][fought].mean(),
-            "winner_utility": picked["utilities"][fought].mean() / self.options.scale,
+            "winner_utility": picked["utilities"][fought].mean(),
             "p_phi": p_phi.nanmean(),
             "p_star": p_star.nanmean(),
             "labels": self._judge.labels if PartialState().is_main_process else math.nan,  # who asks knows
@@ -329,7 +330,7 @@ class SteeredReward:
         texts = [plain(said) for said in rows.completions]
         window = {
             "rewards": seen.rewards.cpu().numpy(),
-            "utilities": (seen.utilities / self.options.scale).masked_fill(seen.empty, math.nan).cpu().numpy(),
+            "utilities": seen.utilities.masked_fill(seen.empty, math.nan).cpu().numpy(),
             "p_phi": p_phi.cpu().numpy(),
             "p_star": p_star.cpu().numpy(),
             "lengths": torch.tensor(rows.lengths, dtype=torch.float64).view(shape).numpy(),
