@@ -68,6 +68,9 @@ def _random_seed(settings: Settings) -> int | None:
 class Policy:
     """A causal language model with a LoRA adapter. Inside `base()` the adapter is off, and it is the base model.
 
+    Where the settings name a PEFT folder, as `save_pretrained` writes them, the base is the model that it was trained
+    on with that adapter merged into it.
+
     Attributes
     ----------
     model : transformers model
@@ -89,6 +92,9 @@ class Policy:
     def __init__(self, settings: Settings) -> None:
         self.device = pick_device(settings.device)
         name, random = settings.policy, settings.weights == "random"
+        merged = Path(name).expanduser() if weights.is_adapter(name) and not random else None
+        if merged:
+            name = weights.adapted(merged)
         config, folder = weights.configuration(name, settings.policy_revision, packaged_policy, random)
         kinds = config.architectures or []
         if kinds and not any(kind.endswith("ForCausalLM") for kind in kinds):
@@ -98,6 +104,8 @@ class Policy:
             AutoModelForCausalLM, config, folder, name, getattr(torch, settings.dtype), _random_seed(settings),
             **self._quantization,
         )  # fmt: skip
+        if merged:
+            self.model = weights.merge(self.model, merged)
         self.tokenizer = weights.tokenizer(name, folder or packaged_policy())
         ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ends = self.tokenizer.eos_token_id if ends is None or random else ends
@@ -251,15 +259,17 @@ class Policy:
         # Left to itself peft asks the hub for the base, to see whether the vocabulary has grown; it has not.
         self._peft.save_pretrained(str(folder), save_embedding_layers=False)
 
-    def encode(self, text: str, system: str) -> list[int]:
+    def encode(self, text: str, system: str, turns: Sequence[tuple[str, str]] = ()) -> list[int]:
         """A prompt's ids under the chat template, ready to be answered.
 
-        Where the tokenizer has no template: the system message, the text, and a new line.
+        Where the tokenizer has no template: the system message, the text, and a new line. A chat's earlier `turns`,
+        (role, content) each, stand before the text; a system message among them takes the place of `system`.
         """
+        if system and not any(role == "system" for role, _ in turns):
+            turns = [("system", system), *turns]
         if self.tokenizer.chat_template is None:
-            return self.tokenizer("\n".join([*([system] if system else []), text, ""])).input_ids
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": text})
+            return self.tokenizer("\n".join([*(content for _, content in turns), text, ""])).input_ids
+        messages = [{"role": role, "content": content} for role, content in (*turns, ("user", text))]
         shown = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.tokenizer(shown, add_special_tokens=False).input_ids
 

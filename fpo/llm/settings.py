@@ -75,8 +75,10 @@ class Settings(Parameters):
         description="a file that keeps an oracle's labels by prompt and text, so that none is asked for twice",
         json_schema_extra={"allowed": "empty, or the path of an SQLite file"},
     )
-    label_timeout: float = real(60.0, 0.0, 1e6, "seconds that one call of an oracle may take; 0: no limit")
-    label_tries: int = whole(3, 1, 1000, "calls of an oracle until a label is given up")
+    label_timeout: float = real(
+        60.0, 0.0, 1e6, "with labels: seconds that one call of the oracle may take; 0: no limit"
+    )
+    label_tries: int = whole(3, 1, 1000, "with labels: calls of the oracle until a label is given up")
     measure: Literal["candidates", "winner"] = Field(
         "candidates", description="whose U the trace reports; the winner's alone saves labels and time"
     )
