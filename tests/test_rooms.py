@@ -67,10 +67,14 @@ TABLE = {
     "fpo.llm.__main__": {"llm", "llm.settings", "parameters"},
     # In somebody else's trainer.
     "fpo.trl.head": {"parameters", *llm("reading")},
+    "fpo.trl.options": {"parameters", "rules"},
+    "fpo.trl.full": {"parameters", "rules", "steering", "trl.head", *llm("reading")},
     "fpo.trl.rows": {"parameters", "trl.head", *llm("labels")},
-    "fpo.trl.steered": {"parameters", "rules", "trl.head", "trl.rows", *llm("decoding head labels")},
-    "fpo.trl.callbacks": {"files", "parameters", "trl.steered", *llm("head loop")},
-    "fpo.trl": {"trl.callbacks", "trl.head", "trl.steered"},
+    "fpo.trl.steered": {
+        "parameters", "rules", "trl.full", "trl.head", "trl.options", "trl.rows", *llm("decoding head labels")
+    },
+    "fpo.trl.callbacks": {"files", "parameters", "trl.full", "trl.options", "trl.steered", *llm("head loop")},
+    "fpo.trl": {"trl.callbacks", "trl.full", "trl.head", "trl.steered"},
 }  # fmt: skip
 
 

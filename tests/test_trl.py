@@ -18,7 +18,7 @@ from fpo.llm.head import Comparisons, comparison_solver
 from fpo.parameters import ParameterError
 from fpo.trl import HeadReward, MonitorCallback, RetrainReward, SteeredReward
 from fpo.trl.callbacks import check_aggregation
-from fpo.trl.steered import USABLE
+from fpo.trl.options import USABLE
 
 QUESTIONS = ["Why is the sky blue?", "What do cats eat?", "Name a river."]
 WORDS = ["light", "air", "", "mice and fish", "the Nile", "a very long answer that says little", "no", "blue blue blue"]

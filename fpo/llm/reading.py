@@ -9,6 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 
+def is_decoder(model: PreTrainedModel) -> bool:
+    """Whether a model's kind writes texts from left to right, so that the state at the last token has read all."""
+    kind = type(model.config)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+
+
 class Reader:
     """A frozen encoder and a linear head: r = w . features + b, so that grad_phi r is the features (and 1 for b).
 
@@ -50,8 +56,7 @@ class Reader:
             tokenizer.pad_token = tokenizer.eos_token
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
-        kind = type(model.config)
-        self.decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+        self.decoder = is_decoder(model)
         self.own: torch.nn.Linear | None = None
         if type(model).__name__.endswith(("ForSequenceClassification", "ForTokenClassification")):
             layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]

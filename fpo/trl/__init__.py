@@ -10,7 +10,8 @@ The oracle with the weight 0 is logged and not optimized. Penalties, weights and
 """
 
 from fpo.trl.callbacks import MonitorCallback, RetrainReward
+from fpo.trl.full import FullReward
 from fpo.trl.head import HeadReward
 from fpo.trl.steered import SteeredReward
 
-__all__ = ["HeadReward", "MonitorCallback", "RetrainReward", "SteeredReward"]
+__all__ = ["FullReward", "HeadReward", "MonitorCallback", "RetrainReward", "SteeredReward"]

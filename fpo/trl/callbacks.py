@@ -6,33 +6,26 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fpo import files
 from fpo.llm.head import Comparisons, losses_and_gradients
 from fpo.llm.loop import refitted
-from fpo.parameters import ParameterError, Parameters, real, whole
+from fpo.parameters import ParameterError
+from fpo.trl.full import FullReward
+from fpo.trl.options import Retraining
 from fpo.trl.steered import SteeredReward
 
 FILE = "fpo_{}.pt"  # in each of the trainer's checkpoints, by the reward's name
-
-
-class Retraining(Parameters):
-    """The numbers and choices of a `RetrainReward`."""
-
-    lr: float = real(5e-5, 0.0, 1.0, "AdamW")
-    every: int = whole(1, 1, 1_000_000, "steps of the trainer between updates")
-    fit: Literal["step", "refit"] = Field("step", description="one AdamW step, or the minimum over the comparisons")
-    replay: float = real(0.5, 0.0, 0.99, "share of a step that earlier comparisons have")
 
 
 class RetrainReward(TrainerCallback):
     """Trains the head of a `SteeredReward` while the policy learns, as the loop of `fpo.llm` does.
 
     A step is one of AdamW on the mean over groups of the mean of BCE(r_z - r_ref, p*) over their comparisons; a refit
-    goes to the minimum of that loss plus (ridge / 2) |w|^2 over the whole buffer. Each of the trainer's checkpoints
+    goes to the minimum of that loss plus (ridge / 2) |w|^2 over the whole buffer. Of a `FullReward` all is trained,
+    by steps alone. Each of the trainer's checkpoints
     gets the head, its optimizer and the reward's state, and a run that resumes goes on from there.
 
     Parameters
@@ -65,8 +58,11 @@ class RetrainReward(TrainerCallback):
         self.options = Retraining(lr=lr, every=every, fit=fit, replay=replay)
         if not reward.teaches:
             raise ParameterError("the reward has neither an oracle nor a preference: nothing tells it what is better")
+        if isinstance(reward.rm, FullReward) and (fit == "refit" or replay):
+            raise ParameterError("fit and replay: of a whole network must be 'step' and 0")
         self.reward, self._updates = reward, 0
-        self._optimizer = torch.optim.AdamW(reward.rm.head.parameters(), lr=lr)
+        learns = reward.rm.learns.values() if isinstance(reward.rm, FullReward) else reward.rm.head.parameters()
+        self._optimizer = torch.optim.AdamW(learns, lr=lr)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,7 +112,11 @@ class RetrainReward(TrainerCallback):
         """One update of the head from the comparisons that are new, which are then old."""
         reward, head = self.reward, self.reward.rm.head
         fresh, reward.fresh = reward.fresh, []
-        if self.options.fit == "refit":
+        if isinstance(reward.rm, FullReward):
+            self._optimizer.zero_grad()
+            reward.metrics["head_loss"] = reward.rm.backward(fresh)
+            self._optimizer.step()
+        elif self.options.fit == "refit":
             with torch.no_grad():
                 head.weight.copy_(refitted(reward.comparisons(), reward.options.ridge)[None])
         else:

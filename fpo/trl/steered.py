@@ -4,57 +4,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn
 
 import torch
 from accelerate import PartialState
-from pydantic import Field
 
 from fpo import rules
 from fpo.llm.decoding import uniforms
 from fpo.llm.head import Comparisons, comparison_solver
 from fpo.llm.labels import Labels
-from fpo.parameters import ParameterError, Parameters, real, whole
-from fpo.trl.head import Said, plain
+from fpo.parameters import ParameterError
+from fpo.trl.full import FullReward, Pair
+from fpo.trl.head import HeadReward, Said, plain
+from fpo.trl.options import Options
 from fpo.trl.rows import Judge, Oracle, Rows, gathered, places_of
 
 FROZEN = 64  # texts of the first window whose rewards tell how far the head has moved
-# A reward function is not told the policy's likelihood: the KL penalty is the trainer's own, its `beta`.
-USABLE = tuple(name for name, rule in rules.RULES.items() if "log_ratio" not in rule.reads)
-
-
-class RewardModel(Protocol):
-    """What a `SteeredReward` asks of its RM: see `HeadReward`."""
-
-    head: torch.nn.Linear
-
-    def read(self, prompts: Sequence[Said], completions: Sequence[Said]) -> torch.Tensor:
-        """What `rewards` takes, (n, p)."""
-
-    def rewards(self, features: torch.Tensor) -> torch.Tensor:
-        """r, (...,), of features (..., p)."""
-
-
-class Options(Parameters):
-    """The numbers and choices of a `SteeredReward`."""
-
-    rule: Literal[*USABLE] = Field("leverage", description="see fpo.rules")  # type: ignore[valid-type]
-    gamma: float | None = Field(
-        None,
-        ge=0,
-        le=1e6,
-        allow_inf_nan=False,
-        description="weight of the penalty; None: set by `ratio`",
-        json_schema_extra={"allowed": "None or a finite number from 0 to 1e+06"},
-    )
-    ratio: float = real(0.5, 0.0, 1e3, "spread of gamma R over that of r, within a group")
-    scale: float = real(1.0, 1e-6, 1e6, "of utilities: p* = sigmoid(scale (U_z - U_ref))")
-    reference: Literal["reference", "group"] = Field("reference", description="what candidates are compared with")
-    order: Literal["consecutive", "strided"] = Field("consecutive", description="how a prompt's rows lie")
-    pairs: Literal["winner", "all"] = Field("winner", description="which comparisons the RM is trained on")
-    buffer: int = whole(512, 1, 1_000_000, "comparisons that H is taken over")
-    ridge: float = real(1e-2, 1e-8, 1e3, "of the head's loss, in H and in a refit")
-    warmup: int = whole(32, 1, 1_000_000, "groups that `ratio` is measured over")
 
 
 class SteeredReward:
@@ -65,7 +30,7 @@ class SteeredReward:
 
     Parameters
     ----------
-    rm : HeadReward
+    rm : HeadReward or FullReward
     rule : str
         One of `fpo.rules.RULES`, but for `kl`: that penalty is the trainer's own, by its `beta`.
     gamma : float, optional
@@ -97,7 +62,7 @@ class SteeredReward:
         The weight, once it is set.
     learning : bool
         Whether comparisons are collected; off while a trainer evaluates.
-    fresh : list of Comparisons
+    fresh : list of Comparisons, or of Pair for a `FullReward`
         One for each group since the RM was last trained.
     metrics : dict
         Logged with the next call.
@@ -110,7 +75,7 @@ class SteeredReward:
 
     def __init__(
         self,
-        rm: Any,
+        rm: HeadReward | FullReward,
         rule: str = "leverage",
         gamma: float | None = None,
         *,
@@ -133,15 +98,19 @@ class SteeredReward:
         self._reads = rules.RULES[rule].reads
         if oracle is None and preference is None and "labels" in self._reads:
             raise ParameterError(f"rule = {rule!r} reads labels: give an oracle or a preference")
+        if isinstance(rm, FullReward) and reference == "group" and (oracle or preference):
+            raise ParameterError("a whole network is trained on pairs of texts: must have reference = 'reference'")
         if preference is not None and reference == "group":
             raise ParameterError("preference compares with a response: must have reference = 'reference'")
+        if isinstance(rm, FullReward):
+            rm.check(rule)
         self._judge = Judge(oracle, preference, labels)
         self.__name__ = f"fpo_{rule}"
         self.rm = rm
         # A rule whose penalty has no weight, or whose score is not r + gamma R, has none to be measured.
         self.gamma = gamma if rules.RULES[rule].gamma else 0.0
         self.learning, self.metrics = True, dict[str, float]()
-        self.fresh: list[Comparisons] = []
+        self.fresh: list[Comparisons | Pair] = []
         self._kept: Comparisons | None = None
         self._warm = [0.0, 0.0, 0.0]  # groups, their spreads of r, and of R
         self._groups = 0
@@ -167,6 +136,10 @@ class SteeredReward:
 
     def add(self, prompts: Sequence[Said], better: Sequence[Said], worse: Sequence[Said]) -> None:
         """Put what the RM was trained on before into the comparisons: p* = 1."""
+        if isinstance(self.rm, FullReward):
+            pairs = [Pair(a, [b], c, [1.0]) for a, b, c in zip(prompts, better, worse, strict=True)]
+            self.rm.kept = [*self.rm.kept, *pairs][-self.options.buffer :]
+            return
         differences = self.rm.read(prompts, better) - self.rm.read(prompts, worse)
         self._keep([Comparisons(differences, torch.ones_like(differences[:, 0]))])
 
@@ -227,7 +200,7 @@ class SteeredReward:
         ValueError
             If there is nothing to compare with, or a reward is no number.
         """
-        o, size = self.options, rows.group_size()
+        o, size, references = self.options, rows.group_size(), None
         if o.reference == "group" and size < 2:
             raise ValueError("a group of one completion has no mean to be compared with: set reference = 'reference'")
         features = rows.features.to(self.rm.head.weight.device)
@@ -252,7 +225,7 @@ class SteeredReward:
         all_labels = "labels" in self._reads or (self.teaches and (o.pairs == "all" or o.reference == "group"))
         if all_labels:
             seen = self._labeled(seen, rows, ~empty)
-        seen = self._with_inputs(seen)
+        seen = self._with_inputs(seen, rows, references)
         choice = rules.choose(o.rule, seen, self.gamma or 0.0)
         if self.teaches and not all_labels:
             won = torch.arange(size, device=empty.device) == choice.winner[:, None]
@@ -271,7 +244,7 @@ class SteeredReward:
         utilities = torch.where(seen.empty, filled, utilities)
         return replace(seen, utilities=utilities, reference=reference)
 
-    def _with_inputs(self, seen: rules.Candidates) -> rules.Candidates:
+    def _with_inputs(self, seen: rules.Candidates, rows: Rows, references: Sequence[Said] | None) -> rules.Candidates:
         """With what the rule reads.
 
         Raises
@@ -281,15 +254,19 @@ class SteeredReward:
         """
         found: dict[str, Any] = {}
         there = ~seen.empty
-        if "mean_gradient" in self._reads:
+        full = isinstance(self.rm, FullReward)
+        if isinstance(self.rm, FullReward):
+            o = self.options
+            seen = self.rm.inputs(seen, o.rule, rows.prompts, rows.completions, references, o.ridge)
+        if "mean_gradient" in self._reads and not full:
             found["mean_gradient"] = seen.features[there].mean(0)
-        if "mean_difference" in self._reads:
+        if "mean_difference" in self._reads and not full:
             found["mean_difference"] = (seen.features - seen.reference_features())[there].mean(0)
         if "other" in self._reads:
             if len(seen.rewards) < 2:
                 raise ValueError(f"rule = {self.options.rule!r} reads another prompt's reference: 2 prompts at a time")
             found["other"] = seen.reference.features.roll(1, 0)
-        if "solve" in self._reads:
+        if "solve" in self._reads and not full:
             differences = self.comparisons().differences
             found["solve"] = comparison_solver(differences, self.rm.head.weight[0], self.options.ridge)
         if "uniform" in self._reads:
@@ -309,9 +286,9 @@ class SteeredReward:
         if self.learning:
             self._groups += len(won)
             if self.teaches:
-                self._collect(seen, won)
+                self._collect(seen, won, rows)
             self._measure(*spreads)
-        if self._frozen is None:
+        if self._frozen is None and isinstance(self.rm, HeadReward):
             self._frozen = seen.features[~seen.empty][:FROZEN].clone()
         metrics = {
             "reward": seen.rewards[~seen.empty].mean(),
@@ -335,16 +312,27 @@ class SteeredReward:
             "p_star": p_star.cpu().numpy(),
             "lengths": torch.tensor(rows.lengths, dtype=torch.float64).view(shape).numpy(),
             "texts": [texts[start : start + shape[1]] for start in range(0, len(texts), shape[1])],
-            "features": seen.features.cpu().numpy(),
-            "frozen_rewards": self.rm.rewards(self._frozen).cpu().numpy(),
         }
+        if self._frozen is not None:
+            window["features"] = seen.features.cpu().numpy()
+            window["frozen_rewards"] = self.rm.rewards(self._frozen).cpu().numpy()
         return {"metrics": {k: float(v) for k, v in metrics.items() if not math.isnan(v)}, "window": window}
 
-    def _collect(self, seen: rules.Candidates, won: torch.Tensor) -> None:
+    def _collect(self, seen: rules.Candidates, won: torch.Tensor, rows: Rows) -> None:
         differences, preferences = seen.features - seen.reference_features(), seen.preferences()
+        size = seen.empty.shape[1]
         for group, winner in enumerate(won.tolist()):
-            if winner >= 0:
-                which = [winner] if self.options.pairs == "winner" else ~seen.empty[group]
+            if winner < 0:
+                continue
+            which = [winner] if self.options.pairs == "winner" else (~seen.empty[group]).nonzero()[:, 0].tolist()
+            if isinstance(self.rm, FullReward):
+                first = group * size
+                said = [rows.completions[first + z] for z in which]
+                wanted = preferences[group][which].tolist()
+                pair = Pair(rows.prompts[first], said, rows.columns["reference"][first], wanted)
+                self.fresh.append(pair)
+                self.rm.kept = [*self.rm.kept, pair][-self.options.buffer :]
+            else:
                 self.fresh.append(Comparisons(differences[group][which], preferences[group][which]))
                 self._keep(self.fresh[-1:])
 
@@ -361,7 +349,7 @@ class SteeredReward:
     def state_dict(self) -> dict[str, Any]:
         """All that the next window depends on: the head, the comparisons, the weight and how far it was measured."""
         return {
-            "head": self.rm.head.state_dict(),
+            "head": self.rm.head.state_dict() if isinstance(self.rm, HeadReward) else self.rm.state_dict(),
             "comparisons": list(self.comparisons()),
             "fresh": [list(each) for each in self.fresh],
             "gamma": self.gamma,
@@ -383,9 +371,13 @@ class SteeredReward:
         if state["rule"] != self.options.rule:
             raise ValueError(f"rule = {self.options.rule!r}: the state is one of {state['rule']!r}")
         device = self.rm.head.weight.device
-        self.rm.head.load_state_dict(state["head"])
-        self._kept = Comparisons(*(values.to(device) for values in state["comparisons"]))
-        self.fresh = [Comparisons(*(values.to(device) for values in each)) for each in state["fresh"]]
+        if isinstance(self.rm, FullReward):
+            self.rm.load_state_dict(state["head"])
+            self.fresh = [Pair(*each) for each in state["fresh"]]
+        else:
+            self.rm.head.load_state_dict(state["head"])
+            self._kept = Comparisons(*(values.to(device) for values in state["comparisons"]))
+            self.fresh = [Comparisons(*(values.to(device) for values in each)) for each in state["fresh"]]
         self.gamma, self._warm, self._groups = state["gamma"], list(state["warm"]), state["groups"]
         self._frozen = None if state["frozen"] is None else state["frozen"].to(device)
         self.metrics = dict(state["metrics"])
