@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class Labels:
             if attempt:
                 time.sleep(self._wait * 2 ** (attempt - 1))
             try:
-                labels = list(within(self._timeout, lambda missing=missing: ask(missing)))
+                labels = list(within(self._timeout, partial(ask, missing)))
             except Exception as error:  # an oracle is the reader's own code, or a service's client
                 reason = f"{type(error).__name__}: {error}"
                 continue

@@ -75,7 +75,7 @@ class RetrainReward(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Train the head, if it is time."""
-        if state.global_step % self.options.every == 0 and self.reward.fresh:
+        if state.global_step % self.options.every == 0:
             self.update()
         self.reward.learning = not control.should_evaluate
 
@@ -109,8 +109,10 @@ class RetrainReward(TrainerCallback):
         self._updates = kept["updates"]
 
     def update(self) -> None:
-        """One update of the head from the comparisons that are new, which are then old."""
+        """One update of the head from the comparisons that are new, which are then old; none without any."""
         reward, head = self.reward, self.reward.rm.head
+        if not reward.fresh:
+            return
         fresh, reward.fresh = reward.fresh, []
         if isinstance(reward.rm, FullReward):
             self._optimizer.zero_grad()

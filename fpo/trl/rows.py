@@ -107,8 +107,10 @@ def gathered(own: Rows) -> tuple[Rows, int]:
         return own, 0
     world = gather_object([own])
     rows = Rows(
-        *(sum((list(part[field]) for part in world), []) for field in range(3)),
-        {name: sum((part.columns[name] for part in world), []) for name in own.columns},
+        [prompt for part in world for prompt in part.prompts],
+        [said for part in world for said in part.completions],
+        [length for part in world for length in part.lengths],
+        {name: [value for part in world for value in part.columns[name]] for name in own.columns},
         torch.cat([part.features for part in world]),
     )
     return rows, sum(len(part.prompts) for part in world[: state.process_index])

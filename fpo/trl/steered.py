@@ -110,7 +110,7 @@ class SteeredReward:
         # A rule whose penalty has no weight, or whose score is not r + gamma R, has none to be measured.
         self.gamma = gamma if rules.RULES[rule].gamma else 0.0
         self.learning, self.metrics = True, dict[str, float]()
-        self.fresh: list[Comparisons | Pair] = []
+        self.fresh: list[Any] = []
         self._kept: Comparisons | None = None
         self._warm = [0.0, 0.0, 0.0]  # groups, their spreads of r, and of R
         self._groups = 0
@@ -333,8 +333,9 @@ class SteeredReward:
                 self.fresh.append(pair)
                 self.rm.kept = [*self.rm.kept, pair][-self.options.buffer :]
             else:
-                self.fresh.append(Comparisons(differences[group][which], preferences[group][which]))
-                self._keep(self.fresh[-1:])
+                new = Comparisons(differences[group][which], preferences[group][which])
+                self.fresh.append(new)
+                self._keep([new])
 
     def _measure(self, rewards: torch.Tensor, penalties: torch.Tensor) -> None:
         if self.gamma is None:
