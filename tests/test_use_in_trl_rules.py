@@ -43,5 +43,5 @@ def test_comparisons_can_hold_and_stay_open(runs, tmp_path):
 
 
 def test_stored_runs_are_not_passed_off_as_others(runs, tmp_path):
-    with pytest.raises(ParameterError, match="steps = 11: the stored runs have 10; set fresh = True"):
-        play("use_in_trl", tmp_path / "results.json", figures=False, steps=11)
+    with pytest.raises(ParameterError, match="steps = 9: the stored runs have 8; set fresh = True"):
+        play("use_in_trl", tmp_path / "results.json", figures=False, steps=9)
