@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from filelock import FileLock
 from tools import chapters, explorers, pages
 from tools import llm as llm_tools
 from tools.progress import Progress
@@ -64,14 +65,19 @@ def build():
 
 @pytest.fixture(scope="session")
 def built_book(build, tmp_path_factory):
-    """The folder of the rendered book: committed outputs, every warning an error."""
+    """The folder of the rendered book: committed outputs, every warning an error; one for all of pytest's workers."""
     import render  # beside book/build.py, which the fixture has put on the path
 
-    folder = tmp_path_factory.mktemp("book")
-    status = render.render(render.stage(folder / "source"), folder / "html")
-    if status:
-        pytest.fail("the book does not render without warnings: see the captured messages, or run `make html`")
-    return folder / "html"
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "book.lock"):
+        if not (folder / "book").exists():
+            made = tmp_path_factory.mktemp("made")
+            if render.render(render.stage(made / "source"), made / "html"):
+                pytest.fail("the book does not render without warnings: see the captured messages, or run `make html`")
+            (made / "html").rename(folder / "book")
+    return folder / "book"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,10 @@ import nbformat
 import numpy as np
 import papermill
 import pytest
+from nbclient import NotebookClient
 from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from tools.parameter_classes import CLASSES
 
 from fpo.linear import Config
@@ -187,20 +190,53 @@ def head(tmp_path_factory):
     return path
 
 
-# Each costs a kernel, so cases that need none stay with Python.
-THROUGH_PAPERMILL = [
+# What papermill and a kernel may change: an injected cell, texts, numbers that JSON does not know.
+THROUGH_A_KERNEL = [
     "unknown arm", "negative gamma", "zero steps", "negative steps", "float steps", "empty seeds", "duplicate seeds",
     "misspelt name", "NaN", "infinity",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [*THROUGH_PAPERMILL, "unwritable results_path"])
-def test_papermill_refuses(case, head, tmp_path):
-    values, words = BAD.get(case, ({"results_path": "missing/file.json"}, ["results_path", "missing/file.json"]))
-    results = {} if "results_path" in values else {"results_path": "results.json"}
+@pytest.fixture(scope="module")
+def refused(head, tmp_path_factory):
+    """By case, the outputs of the cell that validates, and the files written: one kernel plays papermill's cells of all
+    cases one after another, since a kernel takes longer to start than all of them."""
+    folder = tmp_path_factory.mktemp("refused")
+    played = nbformat.read(head, as_version=4)
+    start = next(i for i, cell in enumerate(played.cells) if "parameters" in cell.metadata.get("tags", []))
+    played.cells, checked = played.cells[:start], {}
+    for case in THROUGH_A_KERNEL:
+        given = {"results_path": "results.json", **BAD[case][0]}
+        own = parameterize_notebook(load_notebook_node(str(head)), given)
+        played.cells += own.cells[start:-1]
+        checked[case] = played.cells[-1]
+    NotebookClient(played, allow_errors=True, resources={"metadata": {"path": folder}}).execute()
+    return {case: cell.outputs for case, cell in checked.items()}, list(folder.iterdir())
+
+
+@pytest.mark.parametrize("case", THROUGH_A_KERNEL)
+def test_a_kernel_refuses(case, refused):
+    outputs, written = refused
+    [error] = outputs[case]
+    assert error.ename == "ParameterError"
+    assert error.traceback == [f"ParameterError: {error.evalue}"], "Jupyter shows more than the message"
+    for word in BAD[case][1]:
+        assert word in error.evalue
+    assert written == []
+
+
+@pytest.mark.parametrize(
+    ("values", "words"), [BAD["negative gamma"], ({"results_path": "missing/file.json"}, ["missing/file.json"])]
+)
+def test_papermill_refuses(values, words, head, tmp_path):
     with pytest.raises(PapermillExecutionError) as caught:
         papermill.execute_notebook(
-            head, tmp_path / "out.ipynb", {**results, **values}, cwd=tmp_path, progress_bar=False, log_output=False
+            head,
+            tmp_path / "out.ipynb",
+            {"results_path": "results.json", **values},
+            cwd=tmp_path,
+            progress_bar=False,
+            log_output=False,
         )
     assert caught.value.ename == "ParameterError"
     assert caught.value.traceback == [f"ParameterError: {caught.value.evalue}"], "Jupyter shows more than the message"
