@@ -72,6 +72,13 @@ def test_macros_that_begin_like_active_ones_are_math(book):
     assert book.build("```{claims-table}\n```")[1] == ""
 
 
+def test_a_minus_is_no_hyphen():
+    shown = "".join(
+        node.astext() for node in fpo_claims.prose("-0.7 (-.2 to 1), above -delta; SmolLM2-135M, 1e-9, $-x$")
+    )
+    assert shown == "\N{MINUS SIGN}0.7 (\N{MINUS SIGN}.2 to 1), above \N{MINUS SIGN}delta; SmolLM2-135M, 1e-9, -x"
+
+
 def test_html_in_a_claim_stays_text(book):
     text = "<script>alert(1)</script> <b>x</b> <a href=javascript:alert(1)>y</a> & \\"
     book.results(RESULTS | {"claims": [CLAIM | dict.fromkeys(("statement", "source", "value", "rule"), text)]})

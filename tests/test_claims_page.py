@@ -58,7 +58,7 @@ def card_faults(soup, claims):
             found.append(f"{name} is there {len(own)} times")
             continue
         (card,) = own
-        text = plain(card.get_text())  # a word of the glossary is a link of its own
+        text = plain(card.get_text()).replace("\N{MINUS SIGN}", "-")  # a word of the glossary is a link of its own
         for field in ("statement", "value", "rule", "source"):
             if not in_order(spoken(claim[field]), text):
                 found.append(f"{name}: {field}")

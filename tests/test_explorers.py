@@ -222,8 +222,7 @@ def counts(tab):
 
 
 def test_saved_runs_are_those_of_python_at_every_margin(explorer):
-    run = stored("runs/neural_64_seeds")
-    study = {"results": run["results"]["study"]}
+    study = {"results": fpo_explorer_games.neural_study(lambda name: stored(f"runs/{name}"))}
     entries = [entry for rows in fpo_explorer_games.NEURAL.values() for entry, _, _ in rows]
     runs = [fpo_explorer_games.look_up(study, entry) for entry in entries]
     with explorer("neural") as tab:

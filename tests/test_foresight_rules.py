@@ -32,7 +32,7 @@ def test_verdicts(case, tmp_path):
     parameters, expected = CASES[case]
     verdicts, content = play("foresight", tmp_path / "results.json", **parameters)
     assert {name: verdicts[name] for name in expected} == expected
-    assert len(verdicts) == 9
+    assert len(verdicts) == 11
     for by_goal in content["results"]["games"].values():
         for row in by_goal.values():
             assert row["games"] == parameters["games"] and row["truth_higher"] + row["truth_lower"] <= 1

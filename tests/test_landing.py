@@ -42,9 +42,11 @@ def test_the_first_page_answers_in_three_lines_with_the_results_numbers(built_bo
     words = page(built_book, "index").select_one(".landing-words")
     lines = words.select("ol > li")
     assert len(lines) == 3 and all(line.select(".result") for line in lines)
-    linear, neural = results("linear")["results"], results("neural")["results"]
+    linear, neural, study = (results(name)["results"] for name in ("linear", "neural", "llm_study"))
     shown = [[each.get_text() for each in line.select(".result")] for line in lines]
     assert shown[0][:2] == [str(linear["paired"]["fall"]["standard"]["wins"]), str(linear["seeds"])]
+    gates = [study["gate"][name] for name in ("planted", "honest")]
+    assert shown[0][2:6] == [str(gate[key]) for gate in gates for key in ("fallen", "seeds")]
     assert shown[1][0] == str(neural["summary"]["relaxed"]["saved"])
 
 
@@ -70,7 +72,8 @@ def test_every_chapter_is_on_both_pages_in_reading_order(built_book):
         card = BeautifulSoup((built_book / "notebooks" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
         answer = next(p for p in card.select(".summary-card p") if p.get_text().startswith("Answer."))
         part = brief.select_one(f"#brief-{name}")
-        assert part.p.get_text().split() == answer.get_text().removeprefix("Answer. ").split()
+        question, told = (paragraph.get_text() for paragraph in part.select("p")[:2])
+        assert question.endswith("?") and told.split() == answer.get_text().removeprefix("Answer. ").split()
         source = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
         assert bool(part.select("ul")) == ("## What to take away" in source)
 
@@ -221,7 +224,9 @@ def test_the_brief_is_the_chapters_own_words(site):
     made, warnings = site.make("```{brief}\n```")
     assert warnings == ""
     part = made.select_one("section#brief-tiny")
-    assert part.h2.get_text().startswith("A tiny game") and part.p.get_text().split() == "By 35%, and no more.".split()
+    question, answer = (paragraph.get_text().split() for paragraph in part.select("p")[:2])
+    assert part.h2.get_text().startswith("A tiny game") and question[:2] == ["Does", "it"]
+    assert answer == "By 35%, and no more.".split()
     assert [" ".join(item.get_text().split()) for item in part.select("li")] == ["It grows: by −1.2.", "Wait."]
     assert part.select_one(".chapter-verdicts a")["href"] == (
         "book/claims.html?chapter=tiny&verdict=reproduced#claims-list"

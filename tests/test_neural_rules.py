@@ -32,9 +32,11 @@ def test_with_a_margin_that_saves_every_run(tmp_path):
     """Nothing collapses, so the arms that prevent it do so, and those that were said to fail do not."""
     verdicts, _ = play(tmp_path, **SHORT, arms=["relaxed"], saved_margin=20.0)
     expected = {
-        "collapse": "not reproduced",
+        "low": "not reproduced",
+        "fall": "not reproduced",
         "relaxed": "reproduced",
         "practical": "reproduced",
+        "tuned-relaxed": "new",
         "oracle": "partly",
         "gamma": "partly",
         "five": "partly",
@@ -45,7 +47,14 @@ def test_with_a_margin_that_saves_every_run(tmp_path):
 
 def test_with_a_margin_that_saves_no_run(tmp_path):
     verdicts, _ = play(tmp_path, **SHORT, arms=["standard"], saved_margin=0.0)
-    expected = {"exact": "not reproduced", "cost": "not reproduced", "oracle": "partly", "five": "partly"}
+    expected = {
+        "low": "reproduced",
+        "exact": "not reproduced",
+        "tuned-practical": "not reproduced",
+        "cost": "not reproduced",
+        "oracle": "partly",
+        "five": "partly",
+    }
     assert {name: verdicts[name] for name in expected} == expected
     # After twelve iterations the policy is not at rest, and the RM knows nothing.
     assert verdicts["rest"] in ("partly", "not reproduced")
@@ -63,8 +72,8 @@ def test_a_study_of_its_own(tmp_path):
     }
     verdicts, content = play(tmp_path, **settings)
     assert verdicts["exact"] == verdicts["cost"] == "not reproduced"
-    # None saved either; but whether it ends above standard RLHF, the other part of the rule, is not decided yet.
-    assert verdicts["relaxed"] == "open"
+    # None saved either; but none has fallen, the other part of the rule.
+    assert verdicts["relaxed"] == "partly" and verdicts["fall"] == "not reproduced"
     study = content["results"]["study"]
     kept = content["digits"]["final_utility"]
     ends = [round(value, kept) for value in study["paired"]["exact"]["final"]]

@@ -193,6 +193,14 @@ SEEN = {
         page(r'<div class="math" style="overflow: hidden; width: 60px">\[a + b + c + d + e\]</div>', STRICT),
         looks.FORMULA,
     ),
+    "target too small for a finger": (
+        page('<article><button style="height: 44px">A</button> <button style="height: 40px">B</button></article>'),
+        looks.TARGET,
+    ),
+    "box too small for a finger": (
+        page('<article><label style="display: block; height: 40px"><input type="checkbox"> Small</label></article>'),
+        looks.TARGET,
+    ),
     "link without a name": (page('<a href="index.html"></a>'), pages.ACCESS),
     "button without a name": (page("<button></button>"), pages.ACCESS),
     "button without a name on a phone": (

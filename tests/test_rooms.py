@@ -35,6 +35,7 @@ TABLE = {
     "fpo.games": {"parameters", "landscapes"},
     "fpo.linear": {"games", "landscapes", "parameters"},
     "fpo.neural": {"games", "landscapes", "mlp", "files", "parameters"},
+    "fpo.unrolled": {"mlp", "neural"},
     "fpo.claims": {"stats"},
     "fpo.results": {"claims", "files", "parameters"},
     # The language-model loop: below it only the module's own rooms, and within it from the bottom up.

@@ -30,6 +30,7 @@ CITATION = "CITATION.cff"
 NOT_AVAILABLE = "not available"
 # Macros of MathJax that make links or HTML, load more macros, or let a text through as it is.
 ACTIVE = re.compile(r"\\(?:bbox|class|cssId|csname|data|href|html\w*|mmlToken|require|style|unicode|url)(?![A-Za-z])")
+MINUS = re.compile(r"(?<![^\s(])-(?=[\w.])")  # of a number or a letter that stands for one: no hyphen
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ def prose(text):
     if active := ACTIVE.search(text):
         raise Fault(f"{text!r} holds {active[0]}, which a claim may not: it makes links or HTML")
     parts = re.split(r"\$([^$]+)\$", text)
+    parts[::2] = [MINUS.sub("\N{MINUS SIGN}", part) for part in parts[::2]]
     return [nodes.math(part, part) if odd % 2 else nodes.Text(part) for odd, part in enumerate(parts) if part]
 
 

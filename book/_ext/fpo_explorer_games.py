@@ -126,6 +126,7 @@ NEURAL = {
     "At weights tuned on other seeds": [
         ("tuned.action_cost", "standard", "standard, c = {action_cost:g}"),
         ("tuned.gamma_relaxed", "relaxed", "relaxed, γ = {gamma_relaxed:g}"),
+        ("tuned_for.loose.gamma_relaxed", "relaxed", "relaxed, γ = {loose:g}"),
         ("tuned.gamma_practical", "practical", "practical, γ = {gamma_practical:g}"),
         ("tuned.gamma_exact", "exact", "exact, γ = {gamma_exact:g}"),
     ],
@@ -137,11 +138,16 @@ NEURAL = {
 }
 
 
+def neural_study(read):
+    """The study and what came later of it; `read` reads a stored run by name."""
+    return read("neural_rest")["results"]["study"] | read("neural_64_seeds")["results"]["study"]
+
+
 def neural(env):
     """The stored study of the neural game: ends and peaks of all runs, counted at any mark."""
     parameters = read_results(env, "neural")["parameters"]
-    study = {"results": read_run(env, "neural_64_seeds")["results"]["study"]}
-    chosen = look_up(study, "chosen")
+    study = {"results": neural_study(lambda name: read_run(env, name))}
+    chosen = look_up(study, "chosen") | {"loose": look_up(study, "chosen_for.loose.gamma_relaxed")}
     arms = looks(["standard", "relaxed", "practical", "exact"])
     rows, body = [], []
     for heading, entries in NEURAL.items():

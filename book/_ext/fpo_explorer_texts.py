@@ -148,7 +148,7 @@ def plane(env):
         for when, point, look in zip(WHEN, points, looked, strict=False)
     ]
     legend = Markup(
-        '<p class="across">{}Halfway hollow, at the end filled; thick is the run whose texts stand here.</p>'
+        '<p class="across">{}<br>Halfway hollow, at the end filled; thick is the run whose texts stand here.</p>'
     )
     title = f"{setting_of(first)}: {first['arm']}, seed {first['seed']}"
     form = [

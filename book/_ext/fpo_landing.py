@@ -3,7 +3,7 @@
     ```{chapters}                       every chapter with its question, how long it takes and what came out
     ```
 
-    ```{brief}                          every chapter's answer and what to take away from it
+    ```{brief}                          every chapter's question, answer and what to take away from it
     ```
 
     {reading-time}`linear neural`       how long these chapters take to read together; `all` means every one
@@ -102,14 +102,16 @@ class Chapters(FromChapters):
 
 
 class Brief(FromChapters):
-    """{brief}: a section for each chapter with its answer, its verdicts and what to take away."""
+    """{brief}: a section for each chapter with question, answer, verdicts and what to take away."""
 
     def build(self, _):
         sections = []
         for notebook in chapters(self.env):
             name = title(self.env, notebook)
             section = nodes.section("", nodes.title("", name), ids=[f"brief-{notebook}"], names=[])
-            section += self.parsed(said(self.env, notebook, "Answer"), notebook)
+            (question,) = self.parsed(said(self.env, notebook, "Question"), notebook)
+            question["classes"].append("brief-question")
+            section += [question, *self.parsed(said(self.env, notebook, "Answer"), notebook)]
             section += self.verdicts(notebook)
             if lines := taken_away(self.env, notebook):
                 section += [paragraph(nodes.strong("", "What to take away")), *self.parsed(lines, notebook)]

@@ -26,6 +26,12 @@ if (!["light", "dark"].includes(document.documentElement.dataset.theme))
   document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 """
 
+# Letters in a sheet are read a moment after it: a first paint with other ones would move as they come.
+LETTERS = """
+document.documentElement.dataset.text = "coming";
+document.fonts.load("1em Inter").finally(() => delete document.documentElement.dataset.text);
+"""
+
 
 class Site:
     """The pages and files that a builder has written."""
@@ -170,6 +176,9 @@ def merge_sheets(site):
         first.attrs = {"rel": "stylesheet", "href": f"{site.address(page, SHEET)}?v={version}"}
         for link in others:
             link.decompose()
+        script = site.pages[page].new_tag("script")  # behind a sheet it runs when that is there
+        script.string = LETTERS
+        first.insert_after(script)
     for path in used:
         (site.folder / path).unlink()
     for left in site.folder.glob("_static/**/*.map"):

@@ -104,7 +104,7 @@ class VerdictStrip(ResultsDirective):
             head = f'<p class="strip-head">{escape(HEADS[source])} <span>{len(those)}</span></p>'
             bars.append(f'<div class="strip-group">{head}<ul class="strip-bar">{links}</ul></div>')
         given = [VERDICT[verdict] for verdict in counted(claims, "verdict")]
-        legend = ", ".join(f"{MARKS[verdict]} {verdict}" for verdict in given)
+        legend = ", ".join(f"<span>{MARKS[verdict]} {verdict}</span>" for verdict in given)
         bars.append(f'<p class="strip-legend" aria-hidden="true">{legend}</p>')
         return [nodes.raw("", f'<div class="verdict-strip">{"".join(bars)}</div>', format="html")]
 

@@ -1,13 +1,14 @@
-"""What a reader sees wrong on a valid page: cut-off code, wide pictures, pale captions, formulas out of reach."""
+"""What a reader sees wrong on a valid page: cut-off code, wide pictures, pale captions, what is out of reach."""
 
 CLIPPED = "clipped code"
 IMAGE = "image wider than its column"
 CAPTION = "pale caption"
 FORMULA = "formula out of reach"
+TARGET = "target too small for a finger"
 
 # Lists pairs of a kind and a detail at the width that the page has. Asked for once everything is unfolded.
 FIND = """
-([desktop, CLIPPED, IMAGE, CAPTION, FORMULA]) => {
+([desktop, CLIPPED, IMAGE, CAPTION, FORMULA, TARGET]) => {
   const faults = [];
   const short = node => node.textContent.replace(/\\s+/g, " ").trim().slice(0, 80);
   const shape = node => node.cloneNode().outerHTML.slice(0, 120);
@@ -55,7 +56,16 @@ FIND = """
     if (inner.right > outer.right + 1 || inner.left < outer.left - 1)
       add(FORMULA, shape(box), `${Math.round(inner.width)} px in ${Math.round(outer.width)}`);
   }
+
+  // On a phone what is pressed is 44 px high; links in a text are as high as its lines, marks of claims lead there too.
+  const pressed = ":is(button, select, summary, input, .facet a, .strip-bar a, .ways-in a)";
+  for (const target of desktop ? [] : document.querySelectorAll(`article ${pressed}`)) {
+    if (!target.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue;
+    const boxes = [target, ...(/checkbox|radio/.test(target.type) ? target.labels : [])];
+    const high = Math.max(...boxes.map(box => box.getBoundingClientRect().height));
+    if (high < 43.5) add(TARGET, shape(target), `${Math.round(high)} px high`);
+  }
   return faults;
 }
 """
-KINDS = (CLIPPED, IMAGE, CAPTION, FORMULA)
+KINDS = (CLIPPED, IMAGE, CAPTION, FORMULA, TARGET)

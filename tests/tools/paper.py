@@ -80,7 +80,7 @@ def faults(pdf: Path, site: Path, paths: list[str]) -> list[Fault]:
             found.add(Fault(where, BLANK, "neither a word nor a picture"))
         edge = sheet.width - left + ROUNDING
         found |= {Fault(where, CLIPPED, f"text ends at {right:.0f} pt") for _, right in sheet.edges if right > edge}
-        found |= {Fault(where, TEX, tex) for tex in re.findall(r"\\\(.{0,40}|\\\[.{0,40}", text)}
+        found |= {Fault(where, TEX, tex) for tex in re.findall(r"(?<!\\)(?:\\\(|\\\[).{0,40}", text)}
         bad = [each for each in sheet.addresses if not re.match(r"https?:|mailto:", each)]
         found |= {Fault(where, LINK, address) for address in bad}
 

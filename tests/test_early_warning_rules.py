@@ -1,0 +1,104 @@
+"""The verdicts of the chapter on early warning on games that are made up: they can hold, fail and stay open."""
+
+import numpy as np
+import pytest
+from tools.verdicts import play
+
+from fpo import results
+from fpo.parameters import ParameterError
+
+DESIGN = {"seeds": 20, "outer_steps": 50, "every": 1, "probes": 4, "labeled": [1, 4]}
+DESIGN |= {"baseline": 10, "alpha": 0.05, "margin": 1.0}
+ARMS = ("standard", "relaxed", "practical")
+NAMES = [f"{signal} {m}" for signal in ("gap", "agreement", "steering") for m in (1, 4)] + ["leverage", "drift", "kl"]
+
+
+def games(warns, lies, lead=5, falls=30):
+    """Two sets of 60 games, half of which fall at 40: `warns` and `lies` are shares of alarms, by signal."""
+    rng, parts = np.random.default_rng(1), {}
+    for part, first in (("tuning", 6000), ("judging", 7000)):
+        date = [40 if i < falls else -1 for i in range(60)]
+        crossed = {}
+        for name in NAMES:
+            alarm, lie = (share.get(name.split()[0], 0.0) for share in (warns, lies))
+            alarms = [rng.random() < (alarm if d > 0 else lie) for d in date]
+            crossed[name] = [" ".join([str(40 - lead)] * 30) if a else "" for a in alarms]
+        parts[part] = {
+            "arm": [arm for arm in ARMS for _ in range(20)], "seed": [*range(first, first + 20)] * 3, "date": date,
+            "peak": [5.0] * 60, "final": [2.0] * 60, "crossed": crossed,
+        }  # fmt: skip
+    provenance = {"wall_seconds": 600.0}
+    return {"games": {"parameters": DESIGN, "results": {"games": parts, "provenance": provenance}}}
+
+
+def a_text_run(seed, end, gap, stage="judged"):
+    """A stored run of the language model whose utility ends at `end`; from window 12 on its gap is larger by `gap`."""
+    rng = np.random.default_rng(seed)
+    trace = {name: rng.normal(size=32).tolist() for name in ("reward", "length", "distinct_2", "repetition", "p_star")}
+    trace["p_phi"] = (np.array(trace["p_star"]) + rng.normal(size=32) + gap * (np.arange(32) > 12)).tolist()
+    looks = zip((0, 64, 128), (2.5, 2.4, end), strict=True)
+    watched = [{"position": at, "heldout": {"utility": rng.normal(mean, 1.0, 84).tolist()}} for at, mean in looks]
+    return {"stage": stage, "winners": [0] * 128, "trace": trace, "watched": watched}
+
+
+def texts(end, gap):
+    found = {f"pilot-{seed}": a_text_run(seed, 2.5, 0, "pilot") for seed in range(4)}
+    return found | {f"planted-{seed}": a_text_run(10 + seed, end, gap) for seed in range(12)}
+
+
+@pytest.fixture
+def verdicts(monkeypatch, tmp_path):
+    def of(played, told, figures=False, **values):
+        stored = {"early_warning": played, "llm_study": told}
+        monkeypatch.setattr(results, "stored_runs", lambda folder: stored[folder])
+        return play("early_warning", tmp_path / "results.json", figures, **DESIGN, **values)
+
+    return of
+
+
+def test_a_signal_that_warns_and_a_placebo_that_does_not(verdicts):
+    warns = {"gap": 1.0, "agreement": 0.5, "steering": 0.0, "drift": 1.0}
+    found, content = verdicts(games(warns, {"drift": 1.0}), texts(0.5, 9.0), figures=True)
+    expected = {"gap": "new", "agreement": "open", "steering": "not reproduced", "leverage": "not reproduced"}
+    # It warns of all falls, and would not be silent in any run that holds: tuned, it says nothing.
+    expected |= {"drift": "not reproduced", "shipped": "not reproduced", "llm": "new"}
+    assert found == expected
+    found = content["results"]
+    assert found["recommended"] == ["warning-gap"] and found["rates"]["drift"]["shipped_warned"]["wins"] == 30
+    assert found["rates"]["gap"]["lead"] == 5 and found["rates"]["drift"]["warned"]["wins"] == 0
+    assert (found["falls"], found["holds"], found["runs"]) == (30, 30, 120)
+    assert [row["falls"] for row in found["arms"].values()] == [20, 10, 0]
+    assert found["arms"]["relaxed"]["gap"] == {"warned": 10, "false": 0}
+    assert found["llm"]["falls"] == 12 and found["llm"]["signals"]["gap"]["warned"] >= 10
+
+
+def test_no_signal_says_more_than_the_distance(verdicts):
+    """All warn of every fall, the placebo too: none is recommended, and none is refuted."""
+    everything = dict.fromkeys(("gap", "agreement", "steering", "leverage", "drift", "kl"), 1.0)
+    found, content = verdicts(games(everything, {}), texts(0.5, 0.0))
+    assert {found[name] for name in ("gap", "agreement", "steering", "leverage", "drift")} == {"open"}
+    assert content["results"]["recommended"] == [] and found["shipped"] == "new" and found["llm"] == "not reproduced"
+
+
+def test_a_warning_that_comes_late_is_none(verdicts):
+    found, content = verdicts(games({"gap": 1.0}, {}, lead=0), texts(2.5, 0.0))
+    assert found["gap"] == "not reproduced" and content["results"]["rates"]["gap"]["warned"]["wins"] == 0
+    assert found["llm"] == "open" and content["results"]["llm"]["falls"] == 0
+
+
+def test_other_settings_than_the_stored_games_are_refused(verdicts):
+    stored = games({}, {})
+    stored["games"]["parameters"] = DESIGN | {"margin": 2.0}
+    with pytest.raises(ParameterError, match="margin = 1.0: the stored games have 2.0"):
+        verdicts(stored, {})
+    with pytest.raises(ParameterError, match="no run that falls"):
+        verdicts(games({}, {}, falls=0), {})
+
+
+def test_bad_parameters_end_the_notebook_at_once(tmp_path):
+    with pytest.raises(ParameterError, match="every = 0") as caught:
+        play("early_warning", tmp_path / "out.json", every=0, llm_runs="../x", study="maybe")
+    assert "llm_runs = " in str(caught.value) and "study = " in str(caught.value)
+    with pytest.raises(ParameterError, match="labeled = "):
+        play("early_warning", tmp_path / "out.json", labeled=[0])
+    assert not list(tmp_path.iterdir())
