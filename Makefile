@@ -35,7 +35,7 @@ help:
 
 else
 
-.PHONY: help book html pdf zip refresh edition test portable lint weight bench lock clean
+.PHONY: help book html pdf zip refresh edition test portable lint weight bench trl lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -97,6 +97,9 @@ $(VENV)/.bench: $(VENV)/.test
 
 bench: $(VENV)/.bench ## each fast route against its slow one: a table and _build/benchmarks.json
 	@$(PY) tests/benchmarks/run.py
+
+trl: $(VENV)/.bench ## test fpo.trl in TRL's own trainers
+	@$(PY) -m pytest tests/test_trl_trainers.py
 
 lock: $(VENV)/.created ## pin anew what pyproject.toml declares: writes constraints.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check "uv>=0.8"

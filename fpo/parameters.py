@@ -157,7 +157,14 @@ def signal(default: int) -> Any:
     )
 
 
-def _allowed(model: type["Parameters"], name: str) -> str:
+def allowed(model: type["Parameters"], name: str) -> str:
+    """The range of a parameter, in words.
+
+    Raises
+    ------
+    TypeError
+        If it was declared without one.
+    """
     field = model.model_fields[name]
     extra = field.json_schema_extra
     if isinstance(extra, dict) and "allowed" in extra:
@@ -185,7 +192,7 @@ class Parameters(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         for name in cls.model_fields:
-            _allowed(cls, name)
+            allowed(cls, name)
 
     def __init__(self, /, **values: Any):
         faulty: list[str] = []
@@ -233,11 +240,11 @@ def _message(model: type[Parameters], faulty: Sequence[str], values: Mapping[str
     lines = []
     for name in faulty:
         if field := model.model_fields.get(name):
-            lines.append(f"{name} = {brief(values.get(name, field.default))}: must be {_allowed(model, name)}")
+            lines.append(f"{name} = {brief(values.get(name, field.default))}: must be {allowed(model, name)}")
         else:
             called = name if name.isidentifier() and len(name) <= 80 else brief(name)
-            allowed = ", ".join(model.model_fields)
-            lines.append(f"{called} = {brief(values[name])}: no such parameter; allowed are {allowed}")
+            names = ", ".join(model.model_fields)
+            lines.append(f"{called} = {brief(values[name])}: no such parameter; allowed are {names}")
     head = "this parameter is" if len(lines) == 1 else f"these {len(lines)} parameters are"
     return f"{head} not allowed\n" + "\n".join(f"  {line}" for line in lines)
 

@@ -53,6 +53,8 @@ class Candidates:
         Random numbers for the random controls.
     other : tensor (..., p)
         The features of another prompt's reference.
+    scale : float
+        Of utilities in p*.
     """
 
     rewards: torch.Tensor
@@ -66,6 +68,7 @@ class Candidates:
     log_ratio: torch.Tensor | None = None
     uniform: torch.Tensor | None = None
     other: torch.Tensor | None = None
+    scale: float = 1.0
 
     def given(self, what: Input) -> Any:
         """What a rule reads beside rewards, features and utilities.
@@ -89,8 +92,8 @@ class Candidates:
         return self.reference.features[..., None, :]
 
     def preferences(self) -> torch.Tensor:
-        """p* = sigmoid(U_z - U_ref), (..., n)."""
-        return (self.utilities - self.reference.utility[..., None]).sigmoid()
+        """p* = sigmoid(scale (U_z - U_ref)), (..., n)."""
+        return (self.scale * (self.utilities - self.reference.utility[..., None])).sigmoid()
 
 
 def standard(seen: Candidates) -> torch.Tensor:
@@ -250,10 +253,11 @@ RULES = MappingProxyType(
 
 @dataclass(frozen=True)
 class Choice:
-    """R of every candidate, (..., n), and the index of the winner among them, (...), -1 where all are empty."""
+    """R of every candidate and its score, (..., n), and the winner's index, (...), -1 where all are empty."""
 
     penalty: torch.Tensor
     winner: torch.Tensor
+    scores: torch.Tensor
 
 
 def reads(names: Collection[str]) -> frozenset[Input]:
@@ -295,4 +299,4 @@ def choose(name: str, candidates: Candidates, gamma: float | None = None) -> Cho
     else:
         scores = candidates.rewards + (rule.gamma if gamma is None else gamma) * penalty
     winner = scores.masked_fill(candidates.empty, float("-inf")).argmax(-1)
-    return Choice(penalty, winner.masked_fill(candidates.empty.all(-1), -1))
+    return Choice(penalty, winner.masked_fill(candidates.empty.all(-1), -1), scores)

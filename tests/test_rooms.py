@@ -44,11 +44,13 @@ TABLE = {
     "fpo.llm.decoding": NOTHING,
     "fpo.llm.team": NOTHING,
     "fpo.llm.weights": llm("prompts"),
-    "fpo.llm.models": llm("settings weights"),
+    "fpo.llm.labels": NOTHING,
+    "fpo.llm.reading": NOTHING,
+    "fpo.llm.models": llm("reading settings weights"),
     "fpo.llm.head": {"steering", "parameters", *llm("models prompts")},
-    "fpo.llm.oracles": {"parameters", *llm("models prompts")},
+    "fpo.llm.oracles": {"parameters", *llm("labels models prompts")},
     "fpo.llm.workbench": {"parameters", "rules", *llm("decoding head models oracles prompts settings team weights")},
-    "fpo.llm.candidates": {"rules", *llm("decoding head oracles prompts settings team workbench")},
+    "fpo.llm.candidates": {"rules", *llm("decoding head labels oracles prompts settings team workbench")},
     "fpo.llm.runs": {"files", *llm("candidates head models oracles settings team")},
     "fpo.llm.loop": {
         "parameters", "rules", *llm("candidates decoding head oracles runs settings team weights workbench")
@@ -74,6 +76,16 @@ TABLE = {
     "fpo.evaluation.verdicts": {"stats"},
     "fpo.evaluation.endpoint": {"evaluation.verdicts", "parameters"},
     "fpo.evaluation.capability": {"parameters", *llm("models")},
+    # In somebody else's trainer.
+    "fpo.trl.head": {"parameters", *llm("reading")},
+    "fpo.trl.options": {"parameters", "rules"},
+    "fpo.trl.full": {"parameters", "rules", "steering", "trl.head", *llm("reading")},
+    "fpo.trl.rows": {"parameters", "trl.head", *llm("labels")},
+    "fpo.trl.steered": {
+        "parameters", "rules", "trl.full", "trl.head", "trl.options", "trl.rows", *llm("decoding head labels")
+    },
+    "fpo.trl.callbacks": {"files", "parameters", "trl.full", "trl.options", "trl.steered", *llm("head loop")},
+    "fpo.trl": {"trl.callbacks", "trl.full", "trl.head", "trl.steered"},
 }  # fmt: skip
 
 

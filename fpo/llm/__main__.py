@@ -1,4 +1,4 @@
-"""python -m fpo.llm FOLDER [--profile NAME] [--file SETTINGS.yaml] [--set NAME=VALUE ...]"""
+"""python -m fpo.llm FOLDER [--profile NAME] [--file SETTINGS.yaml] [--set NAME=VALUE ...], or --list"""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpo.llm import FolderError, ModelError, TrainingError, settings, train
-from fpo.llm.settings import read_yaml
+from fpo.llm.settings import listed, read_yaml
 from fpo.parameters import ParameterError, brief, one_line
 
 
@@ -38,11 +38,17 @@ def _assigned(texts: Iterable[str], profile: str | None) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m fpo.llm", description="Play one run, or go on with it.")
-    parser.add_argument("folder", help="where the run is kept")
+    parser.add_argument("folder", nargs="?", help="where the run is kept")
+    parser.add_argument("--list", action="store_true", help="show every setting with its meaning and range, and end")
     parser.add_argument("--profile", help="where the defaults come from; if not given, smollm2-135m")
     parser.add_argument("--file", type=Path, help="a YAML file of settings; what the command line says goes before it")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting, as YAML")
     given = parser.parse_args(arguments)
+    if given.list:
+        print(listed())
+        return 0
+    if given.folder is None:
+        parser.error("the following arguments are required: folder")
     try:
         values = _from_file(given.file) if given.file else {}
         trace = train(settings(**{**values, **_assigned(given.set, given.profile)}), given.folder)

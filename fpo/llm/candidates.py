@@ -10,6 +10,7 @@ import torch
 from fpo import rules
 from fpo.llm import decoding
 from fpo.llm.head import comparison_solver
+from fpo.llm.labels import OracleError
 from fpo.llm.oracles import Oracle, likelihood_utility
 from fpo.llm.prompts import Prompt, order
 from fpo.llm.settings import Settings
@@ -20,7 +21,7 @@ from fpo.llm.workbench import ReferenceResponse, Workbench
 LATER = {
     *("profile", "rule", "gamma", "measure", "steps", "window", "save_every", "policy_lr", "head_lr", "optimizer"),
     *("learn_from", "head_start", "head_prompts", "head_ridge", "head_update", "head_learns", "buffer_size"),
-    *("reward_dropout", "measure_kl", "reference_labels"),
+    *("reward_dropout", "measure_kl", "reference_labels", "scale", "labels", "label_timeout", "label_tries"),
 }
 
 
@@ -329,6 +330,7 @@ class Writer:
             utilities=torch.full(features.shape[:2], torch.nan, device=features.device),
             empty=torch.tensor([[not text for text in group] for group in texts], device=features.device),
             reference=rules.Reference(rewards(reference_features), reference_features, reference_utilities),
+            scale=self.settings.scale,
         )
 
     def _with_inputs(
@@ -381,11 +383,14 @@ def asked(oracle: Oracle, prompts: Sequence[Prompt], texts: Sequence[Sequence[st
     Raises
     ------
     TrainingError
-        If these are too few, or not finite numbers.
+        If these are too few, or not finite numbers, or do not come.
     """
     count = len(texts[0])
     repeated = [prompt for prompt in prompts for _ in range(count)]
-    values = torch.tensor(oracle(repeated, [text for group in texts for text in group]), dtype=torch.float32)
+    try:
+        values = torch.tensor(oracle(repeated, [text for group in texts for text in group]), dtype=torch.float32)
+    except OracleError as error:
+        raise TrainingError(str(error)) from error
     if values.shape != (len(repeated),) or not bool(values.isfinite().all()):
         raise TrainingError(f"the oracle gave {tuple(values.shape)} values or some that are not finite numbers")
     return values.view(-1, count)

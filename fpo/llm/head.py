@@ -38,8 +38,8 @@ class Comparisons(NamedTuple):
         return Comparisons(*(torch.cat(values)[kept] for values in zip(*parts, strict=True)))
 
 
-def check_answers(prompts: Sequence[Prompt], needed_by: str, incorrect: bool = False) -> None:
-    """Refuse prompts without the answers that a setting needs.
+def check_answers(prompts: Sequence[Prompt], needed_by: str, incorrect: bool = False, instead: str = "") -> None:
+    """Refuse prompts without the answers that a setting needs; `instead` says what else there is.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def check_answers(prompts: Sequence[Prompt], needed_by: str, incorrect: bool = F
     for prompt in prompts:
         if not prompt.correct or (incorrect and not prompt.incorrect):
             raise ParameterError(
-                f'{needed_by} needs answers: prompt {brief(prompt.id)} has no "correct" or "incorrect" ones'
+                f'{needed_by} needs answers: prompt {brief(prompt.id)} has no "correct" or "incorrect" ones{instead}'
             )
 
 

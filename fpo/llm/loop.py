@@ -173,7 +173,7 @@ def head_gradient(writer: Writer, window: Window, fought: Sequence[int]) -> tupl
         read = [window.texts[i][z] for i, z in pairs] + [window.reference_texts[i] for i, _ in pairs]
         features, references = writer.features(prompts * 2, read, dropout=True).split(len(pairs))
     weight = writer.bench.reward_model.head.weight
-    preferences = (scored.utilities[rows, chosen] - scored.reference.utility[rows]).sigmoid()
+    preferences = scored.preferences()[rows, chosen]
     losses, gradients = losses_and_gradients(weight[0], features, references, preferences)
     shares = torch.tensor([1 / len(group) for group in texts for _ in group]).to(gradients)
     learned = {}
@@ -246,7 +246,7 @@ def line(writer: Writer, window: Window, i: int, learned: Learned | None, policy
         "reference_reward": float(first_reward),
         "reference_utility": float(first_utility),
         "p_phi": _sigmoid(reward[won] - first_reward) if fought else None,
-        "p_star": _sigmoid(utility[won] - first_utility) if fought else None,
+        "p_star": _sigmoid(s.scale * (utility[won] - first_utility)) if fought else None,
         "penalty_mean": float(penalty.mean()) if len(penalty) else None,
         "penalty_spread": float(penalty.std(correction=0)) if len(penalty) else None,
         "kl": float(window.kl[i]) if s.measure_kl else None,

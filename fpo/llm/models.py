@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
 from fpo.llm import weights
+from fpo.llm.reading import Reader
 from fpo.llm.settings import Settings
 from fpo.llm.weights import ModelError, packaged_encoder, packaged_policy
 
+CLASSIFIERS = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
+}
 # What an adapter's first tensors depend on, beside the base.
 ADAPTER = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "gradient_checkpointing", "seed")
 
@@ -58,6 +68,9 @@ def _random_seed(settings: Settings) -> int | None:
 class Policy:
     """A causal language model with a LoRA adapter. Inside `base()` the adapter is off, and it is the base model.
 
+    Where the settings name a PEFT folder, as `save_pretrained` writes them, the base is the model that it was trained
+    on with that adapter merged into it.
+
     Attributes
     ----------
     model : transformers model
@@ -79,6 +92,9 @@ class Policy:
     def __init__(self, settings: Settings) -> None:
         self.device = pick_device(settings.device)
         name, random = settings.policy, settings.weights == "random"
+        merged = Path(name).expanduser() if weights.is_adapter(name) and not random else None
+        if merged:
+            name = weights.adapted(merged)
         config, folder = weights.configuration(name, settings.policy_revision, packaged_policy, random)
         kinds = config.architectures or []
         if kinds and not any(kind.endswith("ForCausalLM") for kind in kinds):
@@ -88,6 +104,8 @@ class Policy:
             AutoModelForCausalLM, config, folder, name, getattr(torch, settings.dtype), _random_seed(settings),
             **self._quantization,
         )  # fmt: skip
+        if merged:
+            self.model = weights.merge(self.model, merged)
         self.tokenizer = weights.tokenizer(name, folder or packaged_policy())
         ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ends = self.tokenizer.eos_token_id if ends is None or random else ends
@@ -241,15 +259,17 @@ class Policy:
         # Left to itself peft asks the hub for the base, to see whether the vocabulary has grown; it has not.
         self._peft.save_pretrained(str(folder), save_embedding_layers=False)
 
-    def encode(self, text: str, system: str) -> list[int]:
+    def encode(self, text: str, system: str, turns: Sequence[tuple[str, str]] = ()) -> list[int]:
         """A prompt's ids under the chat template, ready to be answered.
 
-        Where the tokenizer has no template: the system message, the text, and a new line.
+        Where the tokenizer has no template: the system message, the text, and a new line. A chat's earlier `turns`,
+        (role, content) each, stand before the text; a system message among them takes the place of `system`.
         """
+        if system and not any(role == "system" for role, _ in turns):
+            turns = [("system", system), *turns]
         if self.tokenizer.chat_template is None:
-            return self.tokenizer("\n".join([*([system] if system else []), text, ""])).input_ids
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": text})
+            return self.tokenizer("\n".join([*(content for _, content in turns), text, ""])).input_ids
+        messages = [{"role": role, "content": content} for role, content in (*turns, ("user", text))]
         shown = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.tokenizer(shown, add_special_tokens=False).input_ids
 
@@ -259,12 +279,8 @@ class Policy:
         return text.encode(errors="replace").decode()
 
 
-class RewardModel:
-    """A frozen encoder and a linear head: r = w . features + b, so that grad_phi r is the features (and 1 for b).
-
-    A sequence classifier with one output keeps its own head, and the features are what that layer reads: of a decoder,
-    at the text's last token. Any other encoder gives its mean state over the text's tokens, normalized, and a new head
-    without bias.
+class RewardModel(Reader):
+    """The `Reader` of a run's settings: an encoder, or a classifier of texts or of tokens with one output.
 
     Raises
     ------
@@ -273,43 +289,29 @@ class RewardModel:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.device = pick_device(settings.device)
-        self._batch, self._longest = settings.batch, settings.reward_tokens
+        device = pick_device(settings.device)
         name, random = settings.reward_model, settings.weights == "random"
         config, folder = weights.configuration(name, settings.reward_revision, packaged_encoder, random)
-        kinds = config.architectures or [""]
-        classifier = kinds[0].endswith("ForSequenceClassification")
-        if kinds[0].endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")):
-            raise ModelError(f"reward_model = {name!r} is a {kinds[0]}: an encoder or a sequence classifier is needed")
-        if classifier and config.num_labels != 1:
+        kind = (config.architectures or [""])[0]
+        loader: Any = AutoModel
+        for end, classifier in CLASSIFIERS.items():
+            if kind.endswith(end):
+                loader = classifier
+        if kind.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")):
+            raise ModelError(f"reward_model = {name!r} is a {kind}: an encoder or a sequence classifier is needed")
+        if loader is not AutoModel and config.num_labels != 1:
             raise ModelError(f"reward_model = {name!r} has {config.num_labels} outputs: a reward model has one")
         self._name = name
-        self._asked: tuple | None = None  # what was read last, and what it gave
-        self._features = torch.empty(0)
-        self._own: torch.nn.Linear | None = None  # a classifier's own head, and what it read last
-        self._read = torch.empty(0)
-        if settings.head_start == "own" and not classifier:
+        if settings.head_start == "own" and loader is AutoModel:
             raise self._headless()
-        loader = AutoModelForSequenceClassification if classifier else AutoModel
-        dtype = getattr(torch, settings.reward_dtype)
-        self._encoder = weights.build(loader, config, folder, name, dtype, _random_seed(settings))
-        self._encoder.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = weights.tokenizer(name, folder or packaged_encoder())
-        if self.tokenizer.pad_token is None:  # decoders often have none, and a batch needs one
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        if config.pad_token_id is None:
-            self._encoder.config.pad_token_id = self.tokenizer.pad_token_id
-        if classifier:
-            layers = [layer for layer in self._encoder.modules() if isinstance(layer, torch.nn.Linear)]
-            heads = [layer for layer in layers if layer.out_features == 1]
-            if not heads:
-                raise ModelError(f"reward_model = {name!r}: its head is no linear layer")
-            self._own = heads[-1]
-            self._own.register_forward_pre_hook(lambda _, inputs: setattr(self, "_read", inputs[0]))
-        width = self._own.in_features if self._own else config.hidden_size
-        # The head is float32 whatever the encoder: a step of 5e-5 is lost in half precision.
-        bias = self._own is not None and self._own.bias is not None
-        self.head = torch.nn.Linear(width, 1, bias=bias, device=self.device)
+        model = weights.build(
+            loader, config, folder, name, getattr(torch, settings.reward_dtype), _random_seed(settings)
+        )
+        words = weights.tokenizer(name, folder or packaged_encoder())
+        try:
+            super().__init__(model.to(device), words, settings.reward_tokens, settings.batch)
+        except ValueError as error:
+            raise ModelError(f"reward_model = {name!r}: {error}") from None
         self.reset_head(own=settings.head_start == "own")
 
     def _headless(self) -> ModelError:
@@ -323,51 +325,6 @@ class RewardModel:
         ModelError
             If an encoder is asked for its own.
         """
-        for value in self.head.parameters():
-            torch.nn.init.zeros_(value)
-        if own:
-            if self._own is None:
-                raise self._headless()
-            self.head.load_state_dict({key: value.float() for key, value in self._own.state_dict().items()})
-
-    def features(
-        self, texts: Sequence[str], prompts: Sequence[str] | None = None, dropout: bool = False
-    ) -> torch.Tensor:
-        """What the head reads of each text, (n, p) float32: without `prompts` the RM sees the texts alone."""
-        asked = (list(texts), None if prompts is None else list(prompts))
-        if not dropout and asked == self._asked:  # the oracle `answer` asks for what the RM has just read
-            return self._features.clone()
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]) + (len(prompts[i]) if prompts else 0))
-        found = torch.empty(len(texts), self.head.in_features, device=self.device)
-        for start in range(0, len(order), self._batch):
-            rows = order[start : start + self._batch]
-            pairs = [[texts[i] for i in rows]]
-            if prompts:
-                pairs.insert(0, [prompts[i] for i in rows])
-            read = self.tokenizer(
-                *pairs, padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
-            ).to(self.device)
-            found[rows] = self._forward(read, dropout)
-        if not dropout:
-            self._asked, self._features = asked, found.clone()
-        return found
-
-    @torch.no_grad()
-    def _forward(self, read: Mapping[str, torch.Tensor], dropout: bool) -> torch.Tensor:
-        self._encoder.train(dropout)
-        out = self._encoder(**read)
-        self._encoder.eval()
-        if self._own is not None:
-            if self._read.dim() == 2:
-                return self._read.float()
-            # A decoder's head is applied to every token, and its answer for the last one counts.
-            mask = read["attention_mask"]
-            places = torch.arange(mask.shape[1], device=mask.device)
-            return self._read[torch.arange(len(mask)), (mask * places).argmax(1)].float()
-        mask = read["attention_mask"][..., None]
-        return F.normalize((out.last_hidden_state.float() * mask).sum(1) / mask.sum(1), dim=-1)
-
-    @torch.no_grad()
-    def rewards(self, features: torch.Tensor) -> torch.Tensor:
-        """r, (...,), of features (..., p)."""
-        return self.head(features)[..., 0]
+        if own and self.own is None:
+            raise self._headless()
+        self.set_head(own)

@@ -10,6 +10,7 @@ from importlib import import_module
 
 import torch
 
+from fpo.llm.labels import Labels
 from fpo.llm.models import RewardModel
 from fpo.llm.prompts import Prompt
 from fpo.parameters import ParameterError, brief, one_line
@@ -78,6 +79,28 @@ class Agreement:
             recall = sum(found) / len(found) if found else 0.0
             values.append(4 * near + 4 * recall - 4 * repetition(response))
         return values
+
+
+class Kept:
+    """An oracle whose labels are kept in a file by prompt and text, with a time-out and a limit on retries.
+
+    Raises
+    ------
+    ParameterError
+        If the file is no cache of labels.
+    """
+
+    def __init__(self, oracle: Oracle, path: str, timeout: float, tries: int) -> None:
+        self._oracle = oracle
+        try:
+            self._labels = Labels(path, timeout, tries)
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """U of each response to its prompt."""
+        asked = [[prompt.text, response] for prompt, response in zip(prompts, responses, strict=True)]
+        return self._labels(asked, lambda new: self._oracle([prompts[i] for i in new], [responses[i] for i in new]))
 
 
 def named_oracle(name: str) -> Oracle:

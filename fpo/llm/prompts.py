@@ -4,26 +4,32 @@ import json
 import os
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fpo.parameters import ParameterError, brief, one_line
 
 DATA = Path(__file__).parent / "data"
+KNOWN = {"id", "prompt", "messages", "correct", "incorrect", "keywords"}
 PROBED = 10  # one training prompt in so many is kept as a probe; they lie in the file by category
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question with short answers to compare with, where it has any (see data/README.md)."""
+    """A question with short answers to compare with, where it has any (see data/README.md).
+
+    A chat's earlier `turns` are (role, content) each; `columns` is what else its row holds, for oracles of one's own.
+    """
 
     id: str
     text: str
     correct: tuple[str, ...] = ()
     incorrect: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def _refuse(source: str, reason: str) -> NoReturn:
@@ -32,8 +38,13 @@ def _refuse(source: str, reason: str) -> NoReturn:
 
 def _prompt(source: str, line: int, row: object) -> Prompt:
     where = f"line {line}"
+    turns: tuple[tuple[str, str], ...] = ()
+    if isinstance(row, dict) and "prompt" not in row and "messages" in row:
+        turns = _turns(source, where, row["messages"])
+        row = {**row, "prompt": turns[-1][1]}
+        turns = turns[:-1]
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        _refuse(source, f'{where} is not an object with a text "prompt"')
+        _refuse(source, f'{where} is not an object with a text "prompt", or with "messages"')
     if type(row.get("id", line)) not in (str, int):
         _refuse(source, f'{where}: "id" is neither a text nor a whole number')
     lists = {}
@@ -42,12 +53,28 @@ def _prompt(source: str, line: int, row: object) -> Prompt:
         if not isinstance(values, list) or not all(isinstance(value, str) and value.strip() for value in values):
             _refuse(source, f'{where}: "{name}" is not a list of texts')
         lists[name] = tuple(values)
-    made = Prompt(str(row.get("id", line)), row["prompt"].strip(), **lists)
+    columns = {name: value for name, value in row.items() if name not in KNOWN}
+    made = Prompt(str(row.get("id", line)), row["prompt"].strip(), **lists, turns=turns, columns=columns)
     try:
-        "".join((made.id, made.text, *made.correct, *made.incorrect, *made.keywords)).encode()
+        told = (made.id, made.text, *made.correct, *made.incorrect, *made.keywords)
+        "".join((*told, *(content for _, content in turns))).encode()
     except UnicodeEncodeError:
         _refuse(source, f"{where} holds half a character, a lone surrogate")
     return made
+
+
+def _turns(source: str, where: str, messages: object) -> tuple[tuple[str, str], ...]:
+    """A chat up to its last question; an answer that follows is left out, since it is to be written anew."""
+    found = []
+    for each in messages if isinstance(messages, list) else [None]:
+        if not isinstance(each, dict) or not all(isinstance(each.get(name), str) for name in ("role", "content")):
+            _refuse(source, f'{where}: "messages" is not a list of objects with texts "role" and "content"')
+        found.append((each["role"], each["content"]))
+    while found and found[-1][0] != "user":
+        found.pop()
+    if not found:
+        _refuse(source, f'{where}: "messages" holds none whose "role" is "user"')
+    return tuple(found)
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -98,9 +125,15 @@ def _from_hub(source: str, count: int) -> list[Prompt]:
         rows = load_dataset(name, split=f"{split or 'train'}[:{count}]")
     except Exception as error:  # datasets raises a different type for each reason
         _refuse(source, f"the hub does not give it ({type(error).__name__}: {one_line(error)})")
-    if "prompt" not in rows.column_names:
-        _refuse(source, f"the data set has no column prompt, only {', '.join(rows.column_names)}")
-    return [_prompt(source, number, {"id": str(number), "prompt": text}) for number, text in enumerate(rows["prompt"])]
+    if not {"prompt", "messages"} & set(rows.column_names):
+        _refuse(source, f"the data set has no column prompt or messages, only {', '.join(rows.column_names)}")
+    return [_prompt(source, number, _hub_row(number, row)) for number, row in enumerate(rows)]
+
+
+def _hub_row(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A hub's row: what it calls `correct` or an id may be anything there, and goes to the columns with the rest."""
+    kept = {"id": str(number), **{name: row[name] for name in ("prompt", "messages") if name in row}}
+    return kept | {f"{name}_" if name in KNOWN else name: value for name, value in row.items() if name not in kept}
 
 
 def load_prompts(source: str, count: int) -> Sequence[Prompt]:
@@ -111,7 +144,8 @@ def load_prompts(source: str, count: int) -> Sequence[Prompt]:
     source : str
         `packaged` (training prompts), `packaged:probe` (one in ten of these), `packaged:study` (the other nine),
         `packaged:heldout` (questions on common misconceptions), the path of a file
-        NAME.jsonl with a prompt in each line, or `owner/name:split` on the hub with a column `prompt`.
+        NAME.jsonl with a prompt in each line, or `owner/name:split` on the hub with a column `prompt`, or `messages`
+        with a chat, of which the last question is answered anew.
     count : int
         At most so many.
 

@@ -39,7 +39,7 @@ class FolderError(RuntimeError):
 
 def saved_settings(settings: Settings, oracle: Oracle | None = None) -> dict[str, Any]:
     """What a run's folder remembers of it: a run with anything else is another run."""
-    saved = settings.model_dump(mode="json", exclude={"save_every"})
+    saved = settings.model_dump(mode="json", exclude={"save_every", "labels", "label_timeout", "label_tries"})
     if oracle is not None:
         saved["oracle"] = f"{oracle.__module__}:{getattr(oracle, '__qualname__', type(oracle).__qualname__)}"
     return saved

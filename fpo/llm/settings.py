@@ -1,12 +1,13 @@
 """Settings of a run: profiles chosen by name, every field open to be replaced."""
 
+import re
 from collections.abc import Collection, Hashable, Iterable
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field
 
-from fpo.parameters import ParameterError, Parameters, brief, one_line, real, whole
+from fpo.parameters import ParameterError, Parameters, allowed, brief, one_line, real, whole
 from fpo.rules import RULES
 
 RuleName = Literal[*RULES]  # type: ignore[valid-type]  # a checker sees no names in it: they stand in the records alone
@@ -68,6 +69,16 @@ class Settings(Parameters):
     oracle: str = _text(
         "likelihood", "true utility U", "likelihood, answer, or MODULE:FUNCTION (prompts, responses) -> numbers"
     )
+    scale: float = real(1.0, 1e-6, 1e6, "of utilities in what the RM learns: p* = sigmoid(scale (U_z - U_ref))")
+    labels: str = Field(
+        "",
+        description="a file that keeps an oracle's labels by prompt and text, so that none is asked for twice",
+        json_schema_extra={"allowed": "empty, or the path of an SQLite file"},
+    )
+    label_timeout: float = real(
+        60.0, 0.0, 1e6, "with labels: seconds that one call of the oracle may take; 0: no limit"
+    )
+    label_tries: int = whole(3, 1, 1000, "with labels: calls of the oracle until a label is given up")
     measure: Literal["candidates", "winner"] = Field(
         "candidates", description="whose U the trace reports; the winner's alone saves labels and time"
     )
@@ -144,14 +155,26 @@ def settings(profile: str = "smollm2-135m", **changes: Any) -> Settings:
     return Settings(**{**known, "profile": profile, **changes})
 
 
+def listed() -> str:
+    """Every setting with its default, meaning and range, a line each."""
+    fields = Settings.model_fields.items()
+    return "\n".join(f"{k} = {field.default!r}: {field.description} ({allowed(Settings, k)})" for k, field in fields)
+
+
 class _Strict(yaml.SafeLoader):
-    """YAML in which a name given twice is an error, where the first would be lost without a word."""
+    """YAML in which a name given twice is an error, where the first would be lost without a word, and 1e-3 a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for twice in (key for number, key in enumerate(keys) if key in keys[:number]):
             raise yaml.constructor.ConstructorError(None, None, f"{brief(twice)} is given twice")
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 asks for a point and a sign, 1.0e-3, and takes what most people write for a text.
+_Strict.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_yaml(text: str, source: str) -> Any:

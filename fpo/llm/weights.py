@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import get_token, snapshot_download
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
@@ -287,6 +288,38 @@ def build(
     more |= {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     with _reading(name, folder):
         return loader.from_pretrained(folder, config=config, dtype=dtype, **more)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether this is a folder with an adapter in PEFT's format."""
+    return (Path(name).expanduser() / "adapter_config.json").is_file()
+
+
+def adapted(folder: Path) -> str:
+    """The folder or model id that an adapter was trained on.
+
+    Raises
+    ------
+    ModelError
+        If its configuration cannot be read, or does not say.
+    """
+    with _reading(str(folder), folder):
+        name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not name:
+        raise ModelError(f"{folder}/adapter_config.json does not say what it was trained on: base_model_name_or_path")
+    return str(name)
+
+
+def merge(model: Any, folder: Path) -> Any:
+    """A model with an adapter of PEFT's format merged into its weights.
+
+    Raises
+    ------
+    ModelError
+        If it does not fit, or cannot be read.
+    """
+    with _reading(str(folder), folder):
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
 def tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:

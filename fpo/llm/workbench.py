@@ -8,7 +8,7 @@ import torch
 from fpo.llm.decoding import Continuations
 from fpo.llm.head import FITTED, FirstFits, check_answers
 from fpo.llm.models import Policy, RewardModel
-from fpo.llm.oracles import Agreement, Oracle, named_oracle
+from fpo.llm.oracles import Agreement, Kept, Oracle, named_oracle
 from fpo.llm.prompts import Prompt, load_prompts
 from fpo.llm.settings import Settings
 from fpo.llm.team import Team
@@ -95,17 +95,27 @@ class Workbench:
             raise ParameterError(f"{'; '.join(wrong)}; other models or prompts need a workbench of their own")
         _check_numbers(settings, self.team)
         if settings.head_start in FITTED:
-            check_answers(self.prompts, f"head_start = {settings.head_start!r}", settings.head_start == "answers")
+            check_answers(
+                self.prompts, f"head_start = {settings.head_start!r}", settings.head_start == "answers",
+                "; a head that needs none is head_start = 'own', of a classifier, or 'zero'",
+            )  # fmt: skip
         if self.oracle is None and settings.oracle == "answer":
             check_answers(self.prompts, "oracle = 'answer'")
         elif self.oracle is None and settings.oracle != "likelihood":
             named_oracle(settings.oracle)
+        elif self.oracle is None and settings.labels:
+            raise ParameterError("labels keeps what an oracle says: oracle = 'likelihood' is computed, must be another")
 
     def chosen_oracle(self, settings: Settings) -> Oracle | None:
         """The reader's own oracle, or the one that the settings name; None: the base's likelihood."""
-        if self.oracle is not None or settings.oracle == "likelihood":
-            return self.oracle
-        return Agreement(self.sentence_encoder()) if settings.oracle == "answer" else named_oracle(settings.oracle)
+        found = self.oracle
+        if found is None and settings.oracle == "answer":
+            found = Agreement(self.sentence_encoder())
+        elif found is None and settings.oracle != "likelihood":
+            found = named_oracle(settings.oracle)
+        if found is not None and settings.labels:
+            found = Kept(found, settings.labels, settings.label_timeout, settings.label_tries)
+        return found
 
     def sentence_encoder(self) -> RewardModel:
         """An encoder whose features are made for cosines, as a classifier's are not: the packaged one."""
@@ -141,7 +151,7 @@ def encoded(policy: Policy, prompts: Sequence[Prompt], settings: Settings) -> li
         If a prompt, or the template alone, is too long.
     """
     limit, system = settings.max_prompt_tokens, settings.system
-    found = [policy.encode(prompt.text, system) for prompt in prompts]
+    found = [policy.encode(prompt.text, system, prompt.turns) for prompt in prompts]
     long = [index for index, ids in enumerate(found) if len(ids) > limit]
     if long and settings.long_prompts == "refuse":
         names = ", ".join(f"{prompts[index].id} ({len(found[index])})" for index in long[:5])
@@ -155,7 +165,8 @@ def encoded(policy: Policy, prompts: Sequence[Prompt], settings: Settings) -> li
         length = len(words)
         while len(found[index]) > limit and length > 0:
             length = max(0, length - max(1, len(found[index]) - limit))
-            found[index] = policy.encode(str(policy.tokenizer.decode(words[:length])), system)
+            short = str(policy.tokenizer.decode(words[:length]))
+            found[index] = policy.encode(short, system, prompts[index].turns)
         if len(found[index]) > limit:
             raise ParameterError(f"max_prompt_tokens = {limit}: the chat template alone is longer")
     return found
