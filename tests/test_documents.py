@@ -24,11 +24,14 @@ NOT_RUN = {
     "make portable": "it runs the other tests",
     "make weight": "it measures times; tests/test_weight.py checks what it says of bytes",
     "make bench": "it takes long; tests/test_benchmarks.py checks what it says",
+    "make trl": "it installs TRL; a step of the workflows runs it",
     "make lock": "it asks a package index what is new",
     "conda ": "tests/test_repository.py compares environment.yml with the Makefile",
     "sh postBuild": "tests/test_repository.py runs it, with a pip that only writes down what it is told",
     ".venv/bin/python -m pip install ": "it changes the environment",
     ".venv/bin/python -m pre_commit ": "it changes the checkout's hooks",
+    ".venv/bin/python -m fpo.evaluation.answers ": "it takes minutes; tests/test_evaluation.py writes answers",
+    ".venv/bin/python -m papermill notebooks/truthfulqa.ipynb ": "it asks an endpoint; test_truthfulqa_rules.py does",
 }
 # Targets that run in a tiny book, with what they leave there.
 MAKE = {

@@ -144,16 +144,25 @@ def test_every_launch_button_leads_to_an_environment_that_is_described():
 
 
 def test_chapters_need_no_more_than_colab_is_told_to_install():
-    """Whatever a chapter imports comes with the module and its extra llm, or plays the notebook."""
-    installed = {canonicalize_name(each.name) for extra in ("", "llm") for each in declared()[extra]}
+    """Whatever a chapter imports comes with the module and its extra llm; a run of its own in TRL also with trl."""
+    told = {extra: {canonicalize_name(each.name) for each in declared()[extra]} for extra in ("", "llm", "trl")}
     distributions = packages_distributions()
+
+    def roots(nodes):
+        names = {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"fpo", "IPython"}
+
     for notebook in NOTEBOOKS:
         cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
         tree = ast.parse("\n".join(cell.source for cell in cells))
-        names = {each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names}
-        names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        for name in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"fpo", "IPython"}:
-            assert installed & {canonicalize_name(each) for each in distributions[name]}, f"{notebook.name}: {name}"
+        for names, installed in (
+            (roots(tree.body), told[""] | told["llm"]),
+            (roots(ast.walk(tree)), told[""] | told["llm"] | told["trl"]),  # in a function that is not called
+        ):
+            for name in names:
+                known = {canonicalize_name(each) for each in distributions.get(name, [name])}
+                assert installed & known, f"{notebook.name}: {name}"
 
 
 # Citation and licences
@@ -454,7 +463,7 @@ def test_ci_runs_on_every_system_and_python():
     assert {*matrix["system"], *(each["system"] for each in matrix["include"])} == {"ubuntu", "macos", "windows"}
     assert set(matrix["python"]) == {"3.11", "3.12", "3.13"}
     assert ci["defaults"]["run"]["shell"] == "bash"
-    assert [step["run"] for step in ci["jobs"]["portable"]["steps"] if "run" in step] == ["make portable"]
+    assert [step["run"] for step in ci["jobs"]["portable"]["steps"] if "run" in step] == ["make portable", "make trl"]
 
 
 def test_ci_runs_what_a_reader_runs():
