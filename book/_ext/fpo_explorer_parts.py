@@ -127,8 +127,8 @@ def numbers_table(caption, heads, rows):
 
 
 def short(number):
-    """A utility with four decimals, or null where the run diverged."""
-    return None if number is None else round(number, 4)
+    """A utility with three decimals, or null where the run diverged."""
+    return None if number is None else round(number, 3)
 
 
 def dumps(data):
