@@ -76,8 +76,8 @@ def built_book(build, tmp_path_factory):
             made = tmp_path_factory.mktemp("made")
             if render.render(render.stage(made / "source"), made / "html"):
                 pytest.fail("the book does not render without warnings: see the captured messages, or run `make html`")
-            (made / "html").rename(folder / "book")
-    return folder / "book"
+            made.rename(folder / "book")
+    return folder / "book" / "html"
 
 
 @pytest.fixture(scope="session")

@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
             load_adapter(policy, given.adapter)
         texts, cut = write(policy, questions, own.system, given.tokens)
         adapter = f" --adapter {given.adapter.name}" if given.adapter is not None else ""
-        command = f"python -m fpo.evaluation.answers {given.out.name} --arm {given.arm}{adapter}"
+        command = f"python -m fpo.evaluation.answers {given.out} --arm {given.arm}{adapter}"
         made = results.provenance(command, time.perf_counter() - began, "fpo", "torch", "transformers", "peft")
         content = {
             "arm": given.arm,

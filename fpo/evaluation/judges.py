@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
             if best is None or found["brier"] < tried[best[0]]["brier"]:
                 best = f"{ridge:g}", judges
         assert best is not None
-        command = f"python -m fpo.evaluation.judges {given.labels.name} {given.out.name} --each {given.each}"
+        command = f"python -m fpo.evaluation.judges {given.labels.name} {given.out} --each {given.each}"
         content = {
             "provenance": results.provenance(command, time.perf_counter() - began, "fpo", "torch", "transformers"),
             "labels_sha256": hashlib.sha256(given.labels.read_bytes()).hexdigest(),
