@@ -151,6 +151,12 @@ class Config(games.Settings):
             raise ValueError("no such device")
         return value
 
+    def schedule(self, t: int) -> tuple[float, float]:
+        """The policy's standard deviation and its learning rate in iteration t: f of the start, 1 - f of the end."""
+        f = 1 - (t / self.outer_steps) ** self.schedule_power
+        sigma = self.sigma_end + (self.sigma - self.sigma_end) * f
+        return sigma, self.policy_lr_end + (self.policy_lr - self.policy_lr_end) * f
+
 
 class Result(games.Result):
     """What `simulate` returns: see `games.Result`. Iterations are 0 to `outer_steps` - 1.
@@ -286,9 +292,7 @@ class Batch:
     def step(self, t: int, policy: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
         """Iteration t with eps for the policy (R, inner_steps, d) and the buffer, up to its record (4, R)."""
         config = self.config
-        f = 1 - (t / config.outer_steps) ** config.schedule_power
-        sigma = config.sigma_end + (config.sigma - config.sigma_end) * f
-        lr = config.policy_lr_end + (config.policy_lr - config.policy_lr_end) * f
+        sigma, lr = config.schedule(t)
         policy, self.sampled = sigma * policy.to(self.theta), sigma * config.label_spread * buffer.to(self.theta)
         objective, hessian, layers = self.objective, None, self.layers
         if self.exact:

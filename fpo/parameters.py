@@ -73,16 +73,22 @@ def whole(default: int, low: int, high: int, meaning: str) -> Any:
     )
 
 
-def real(default: float, low: float, high: float, meaning: str) -> Any:
-    """A pydantic field that takes finite numbers from `low` to `high`."""
+def real(default: float | None, low: float, high: float, meaning: str) -> Any:
+    """A pydantic field that takes finite numbers from `low` to `high`, and None where that is the default."""
+    left_open = "None or " if default is None else ""
     return Field(
         default,
         ge=low,
         le=high,
         allow_inf_nan=False,
         description=meaning,
-        json_schema_extra={"allowed": f"a finite number from {low:g} to {high:g}"},
+        json_schema_extra={"allowed": f"{left_open}a finite number from {low:g} to {high:g}"},
     )
+
+
+def text(default: str, meaning: str, allowed: str) -> Any:
+    """A pydantic field that takes texts which are not empty; `allowed` says which."""
+    return Field(default, min_length=1, description=meaning, json_schema_extra={"allowed": allowed})
 
 
 def as_tuple(value: Any) -> Any:

@@ -176,9 +176,7 @@ def _play(config: Config, horizon: Horizon, permuted: bool, rm_steps: int, itera
     for t in tqdm(range(iterations), desc=f"horizon {horizon}", unit="iteration"):
         for stream, *parts in zip(streams, policy_noise, noise, strict=True):
             stream.noise(*parts)
-        f = 1 - (t / config.outer_steps) ** config.schedule_power
-        sigma = config.sigma_end + (config.sigma - config.sigma_end) * f
-        lr = config.policy_lr_end + (config.policy_lr - config.policy_lr_end) * f
+        sigma, lr = config.schedule(t)
         eps = noise.to(**kind)
         y = theta[:, None] + sigma * eps
         labels = U(y)

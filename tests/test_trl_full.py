@@ -129,6 +129,7 @@ def test_what_a_whole_network_cannot_do_is_refused(folder, tiny):
     model, words = load(folder)
     for faulty, message in [
         ({"step": 0.0}, "step = 0.0: must be a finite number above 0"),
+        ({"batch": 0}, "batch = 0: must be a whole number, 1 or more"),
         ({"parameters": ["nothing"]}, "no parameter of the model is meant"),
         ({"reads": "all"}, "reads = 'all'"),
     ]:

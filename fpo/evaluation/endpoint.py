@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from fpo.evaluation.verdicts import Judged, Shown
-from fpo.parameters import ParameterError, Parameters, one_line, real, whole
+from fpo.parameters import ParameterError, Parameters, one_line, real, text, whole
 
 SYSTEM = (
     "You compare two answers to a question. Truth decides: prefer the answer whose statements are true, and count "
@@ -46,10 +46,6 @@ class Verdict(BaseModel):
     reason: str = ""
 
 
-def _text(default: str, meaning: str, allowed: str) -> Any:
-    return Field(default, description=meaning, min_length=1, json_schema_extra={"allowed": allowed})
-
-
 class Endpoint(Parameters):
     """Where the judge is asked, and at which price. Prices are not known beforehand: they have no default but 0."""
 
@@ -59,8 +55,8 @@ class Endpoint(Parameters):
         description="where the endpoint is",
         json_schema_extra={"allowed": "empty, or an address that begins with http:// or https://"},
     )
-    model: str = _text("meta-llama/Llama-3.3-70B-Instruct-Turbo", "the judge; the default is the paper's", "a name")
-    key_variable: str = _text("OPENAI_API_KEY", "where the key is", "the name of an environment variable")
+    model: str = text("meta-llama/Llama-3.3-70B-Instruct-Turbo", "the judge; the default is the paper's", "a name")
+    key_variable: str = text("OPENAI_API_KEY", "where the key is", "the name of an environment variable")
     temperature: float = real(0.0, 0.0, 2.0, "of the judge; the paper's is 0")
     max_tokens: int = whole(100, 1, 4096, "of a reply")
     timeout: float = real(60.0, 0.05, 3600.0, "seconds for a reply")

@@ -3,10 +3,11 @@
 import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fpo.llm.prompts import Prompt, load_prompts
+from fpo.llm.prompts import Prompt, hub_rows, load_prompts
 from fpo.parameters import ParameterError, brief, one_line
 
 COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
@@ -51,14 +52,7 @@ def _from_csv(source: str) -> list[Prompt]:
 
 
 def _from_hub(source: str) -> list[Prompt]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        _refuse(source, "a data set of the hub needs the package datasets: pip install datasets")
-    try:
-        rows = load_dataset(source, "generation", split="validation")
-    except Exception as error:  # datasets raises a different type for each reason
-        _refuse(source, f"the hub does not give it ({type(error).__name__}: {one_line(error)})")
+    rows = hub_rows(partial(_refuse, source), source, "generation", split="validation")
     return _made(source, rows, HUB_COLUMNS)
 
 

@@ -4,8 +4,9 @@ import json
 import os
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -117,17 +118,23 @@ def _from_hub(source: str, count: int) -> list[Prompt]:
         _refuse(source, f"is a {'folder' if os.path.isdir(name) else 'file'} here; prompts are read from a FILE.jsonl")
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?", source, re.ASCII):
         _refuse(source, "must be packaged, FILE.jsonl, or owner/name:split of the hub")
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        _refuse(source, "a data set of the hub needs the package datasets: pip install datasets")
-    try:
-        rows = load_dataset(name, split=f"{split or 'train'}[:{count}]")
-    except Exception as error:  # datasets raises a different type for each reason
-        _refuse(source, f"the hub does not give it ({type(error).__name__}: {one_line(error)})")
+    rows = hub_rows(partial(_refuse, source), name, split=f"{split or 'train'}[:{count}]")
     if not {"prompt", "messages"} & set(rows.column_names):
         _refuse(source, f"the data set has no column prompt or messages, only {', '.join(rows.column_names)}")
     return [_prompt(source, number, _hub_row(number, row)) for number, row in enumerate(rows)]
+
+
+def hub_rows(refuse: Callable[[str], NoReturn], *which: str, split: str) -> Any:
+    """A split of a data set of the hub, by its name and, where it has several, its configuration; `refuse` gets the
+    reason if there is none."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        refuse("a data set of the hub needs the package datasets: pip install datasets")
+    try:
+        return load_dataset(*which, split=split)
+    except Exception as error:  # datasets raises a different type for each reason
+        refuse(f"the hub does not give it ({type(error).__name__}: {one_line(error)})")
 
 
 def _hub_row(number: int, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,14 @@ def is_decoder(model: PreTrainedModel) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
+def pad_by(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let both pad with the same token, the one that ends texts if the tokenizer has none to pad with."""
+    if tokenizer.pad_token is None:  # decoders often have none, and a batch needs one
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
 class Reader:
     """A frozen encoder and a linear head: r = w . features + b, so that grad_phi r is the features (and 1 for b).
 
@@ -52,10 +60,7 @@ class Reader:
         self._features = torch.empty(0)
         self._read = torch.empty(0)  # what the model's own head read last
         self._encoder = model.eval().requires_grad_(False)
-        if tokenizer.pad_token is None:  # decoders often have none, and a batch needs one
-            tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
+        pad_by(model, tokenizer)
         self.decoder = is_decoder(model)
         self.own: torch.nn.Linear | None = None
         if type(model).__name__.endswith(("ForSequenceClassification", "ForTokenClassification")):

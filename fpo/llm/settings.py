@@ -7,24 +7,20 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field
 
-from fpo.parameters import ParameterError, Parameters, allowed, brief, one_line, real, whole
+from fpo.parameters import ParameterError, Parameters, allowed, brief, one_line, real, text, whole
 from fpo.rules import RULES
 
 RuleName = Literal[*RULES]  # type: ignore[valid-type]  # a checker sees no names in it: they stand in the records alone
-
-
-def _text(default: str, meaning: str, allowed: str) -> Any:
-    return Field(default, min_length=1, description=meaning, json_schema_extra={"allowed": allowed})
 
 
 class Settings(Parameters):
     """One run of iterative RLHF. The defaults are those of the profile `smollm2-135m`."""
 
     profile: Literal["smollm2-135m", "llama-3.2-1b"] = Field("smollm2-135m", description="where the defaults come from")
-    policy: str = _text("packaged", "the policy's base", "packaged, a folder, or a model id of the hub")
-    policy_revision: str = _text("main", "revision on the hub", "a branch, tag or commit")
-    reward_model: str = _text("packaged", "the RM: an encoder or classifier", "packaged, a folder, or a hub id")
-    reward_revision: str = _text("main", "revision on the hub", "a branch, tag or commit")
+    policy: str = text("packaged", "the policy's base", "packaged, a folder, or a model id of the hub")
+    policy_revision: str = text("main", "revision on the hub", "a branch, tag or commit")
+    reward_model: str = text("packaged", "the RM: an encoder or classifier", "packaged, a folder, or a hub id")
+    reward_revision: str = text("main", "revision on the hub", "a branch, tag or commit")
     weights: Literal["pretrained", "random"] = Field("pretrained", description="random: the exact architecture only")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the policy's base")
     reward_dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the RM's encoder")
@@ -35,10 +31,10 @@ class Settings(Parameters):
     lora_rank: int = whole(16, 1, 1024, "rank of the adapter")
     lora_alpha: int = whole(32, 1, 4096, "scale of the adapter")
     lora_dropout: float = real(0.0, 0.0, 0.9, "dropout in the adapter while it learns")
-    lora_targets: str = _text("q_proj k_proj v_proj o_proj", "modules with an adapter", "names separated by blanks")
+    lora_targets: str = text("q_proj k_proj v_proj o_proj", "modules with an adapter", "names separated by blanks")
     gradient_checkpointing: bool = Field(False, description="less memory for more time in the policy's update")
 
-    prompts: str = _text("packaged", "source of the prompts", "packaged, FILE.jsonl, or owner/name:split of the hub")
+    prompts: str = text("packaged", "source of the prompts", "packaged, FILE.jsonl, or owner/name:split of the hub")
     prompt_count: int = whole(500, 1, 1_000_000, "take so many from the source, or all there are")
     system: str = Field(
         "Answer in one short sentence.",
@@ -58,15 +54,8 @@ class Settings(Parameters):
     top_p: float = real(0.9, 0.01, 1.0, "nucleus of sampling")
 
     rule: RuleName = Field("standard", description="how the winner is chosen")
-    gamma: float | None = Field(
-        None,
-        ge=0,
-        le=1e6,
-        allow_inf_nan=False,
-        description="weight of the penalty; None: the rule's own",
-        json_schema_extra={"allowed": "None or a finite number from 0 to 1e+06"},
-    )
-    oracle: str = _text(
+    gamma: float | None = real(None, 0, 1e6, "weight of the penalty; None: the rule's own")
+    oracle: str = text(
         "likelihood", "true utility U", "likelihood, answer, or MODULE:FUNCTION (prompts, responses) -> numbers"
     )
     scale: float = real(1.0, 1e-6, 1e6, "of utilities in what the RM learns: p* = sigmoid(scale (U_z - U_ref))")
@@ -205,9 +194,9 @@ def overridden(texts: Iterable[str], own: Collection[str]) -> dict[str, Any]:
     {'oracle': 'answer', 'lora_rank': 4}
     """
     found: dict[str, Any] = {}
-    for text in texts:
-        entry = f"overrides: {brief(text)}"
-        given = read_yaml(text, entry)
+    for each in texts:
+        entry = f"overrides: {brief(each)}"
+        given = read_yaml(each, entry)
         if not isinstance(given, dict) or [type(name) for name in given] != [str]:
             raise ParameterError(f'{entry}: must be "name: value"')
         (name,) = given

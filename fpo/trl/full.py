@@ -13,10 +13,10 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fpo import rules
-from fpo.llm.reading import is_decoder
+from fpo.llm.reading import is_decoder, pad_by
 from fpo.parameters import ParameterError
 from fpo.steering import gram_solver
-from fpo.trl.head import Said, Texts
+from fpo.trl.head import Said, Texts, check_sizes
 
 # Rules that read inner products of each sample's own gradient, and those of one direction for all.
 OWN = ("relaxed", "practical", "relaxed-centered", "practical-centered", "relaxed-permuted")
@@ -31,6 +31,12 @@ class Pair(NamedTuple):
     completions: list[Said]
     reference: Said
     preferences: list[float]
+
+
+def group_mean(values: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
+    """Mean of values (P, n, p) over what is not empty in each group, (P, p); 0 where all is."""
+    there = (~empty)[..., None].to(values)
+    return (values * there).sum(1) / there.sum(1).clamp(min=1)
 
 
 class FullReward:
@@ -73,14 +79,12 @@ class FullReward:
     ) -> None:
         if not 0 < step < math.inf:
             raise ParameterError(f"step = {step!r}: must be a finite number above 0")
+        check_sizes(max_length=max_length, batch=batch)
         if getattr(model.config, "num_labels", 0) != 1 or not hasattr(model, "num_labels"):
             raise ParameterError(f"model = {type(model).__name__}: must be a sequence classifier with one output")
         self._model, self._tokenizer, self._step = model.eval(), tokenizer, step
         self._longest, self._batch = max_length, batch
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
+        pad_by(model, tokenizer)
         self._texts = Texts(tokenizer, is_decoder(model), chat_template, reads)
         asked = [""] if isinstance(parameters, str) else list(parameters)
         self.learns = {
@@ -198,7 +202,7 @@ class FullReward:
         if rule in DIRECTION:
             v = self._direction(seen, rule, prompts, completions, references, ridge)
             own = self.along(v, prompts, completions).view(*shape, 1)
-            first = self._mean(own, seen.empty)
+            first = group_mean(own, seen.empty)
             if references is not None:
                 first = self.along(v, firsts, references)[:, None]
             one = torch.ones(1, device=own.device)
@@ -219,13 +223,8 @@ class FullReward:
             coordinates.append(vectors * values.clamp(min=0).sqrt())
         found = torch.stack(coordinates).to(seen.rewards)
         own = found[:, : shape[1]]
-        first = self._mean(own, seen.empty) if references is None else found[:, -1]
+        first = group_mean(own, seen.empty) if references is None else found[:, -1]
         return replace(seen, features=own, reference=replace(seen.reference, features=first))
-
-    @staticmethod
-    def _mean(values: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
-        there = (~empty)[..., None].to(values)
-        return (values * there).sum(1) / there.sum(1).clamp(min=1)
 
     def _direction(
         self,

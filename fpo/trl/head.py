@@ -67,6 +67,19 @@ class Texts:
         return told, asked, {}
 
 
+def check_sizes(**sizes: int) -> None:
+    """Refuse numbers below 1.
+
+    Raises
+    ------
+    ParameterError
+        That names the first.
+    """
+    for name, value in sizes.items():
+        if value < 1:
+            raise ParameterError(f"{name} = {value!r}: must be a whole number, 1 or more")
+
+
 class HeadReward(Reader):
     """An RM whose encoder is frozen and whose linear head is retrained: grad_phi r is what the head reads.
 
@@ -103,9 +116,7 @@ class HeadReward(Reader):
         max_length: int = 1024,
         batch: int = 32,
     ) -> None:
-        for name, value in {"max_length": max_length, "batch": batch}.items():
-            if value < 1:
-                raise ParameterError(f"{name} = {value!r}: must be a whole number, 1 or more")
+        check_sizes(max_length=max_length, batch=batch)
         try:
             super().__init__(model, tokenizer, max_length, batch)
         except ValueError as error:

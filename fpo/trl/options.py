@@ -15,14 +15,7 @@ class Options(Parameters):
     """The numbers and choices of a `SteeredReward`."""
 
     rule: Literal[*USABLE] = Field("leverage", description="see fpo.rules")  # type: ignore[valid-type]
-    gamma: float | None = Field(
-        None,
-        ge=0,
-        le=1e6,
-        allow_inf_nan=False,
-        description="weight of the penalty; None: set by `ratio`",
-        json_schema_extra={"allowed": "None or a finite number from 0 to 1e+06"},
-    )
+    gamma: float | None = real(None, 0, 1e6, "weight of the penalty; None: set by `ratio`")
     ratio: float = real(0.5, 0.0, 1e3, "spread of gamma R over that of r, within a group")
     scale: float = real(1.0, 1e-6, 1e6, "of utilities: p* = sigmoid(scale (U_z - U_ref))")
     reference: Literal["reference", "group"] = Field("reference", description="what candidates are compared with")

@@ -14,7 +14,7 @@ from fpo.llm.decoding import uniforms
 from fpo.llm.head import Comparisons, comparison_solver
 from fpo.llm.labels import Labels
 from fpo.parameters import ParameterError
-from fpo.trl.full import FullReward, Pair
+from fpo.trl.full import FullReward, Pair, group_mean
 from fpo.trl.head import HeadReward, Said, plain
 from fpo.trl.options import Options
 from fpo.trl.rows import Judge, Oracle, Rows, gathered, places_of
@@ -217,8 +217,7 @@ class SteeredReward:
             label = torch.tensor(self._judge.of_references(rows, firsts, references)).to(rewards)
             reference = rules.Reference(self.rm.rewards(read), read, label)
         else:
-            there = (~empty)[..., None].to(features)
-            read = (features * there).sum(1) / there.sum(1).clamp(min=1)
+            read = group_mean(features, empty)
             reference = rules.Reference(self.rm.rewards(read), read, torch.zeros_like(rewards[:, 0]))
         scale = 1.0 if self._judge.pairs else o.scale
         seen = rules.Candidates(rewards, features, utilities, empty, reference, scale=scale)
