@@ -70,15 +70,15 @@ def test_a_ranking_is_open_where_pairs_are_and_fails_where_the_judges_part(verdi
     turned = results.stored_run("truthfulqa/judge")
     turned["judges"] = (-torch.tensor(turned["judges"])).tolist()
     found, _ = verdicts({"relaxed": 80, "standard": 10})
-    assert found["ranking"] == "not reproduced"
+    assert found["ranking"] == "does not hold"
 
 
 def test_a_policy_that_lies_is_found_by_both(verdicts):
     found, _ = verdicts({"relaxed": 5, "standard": 79})
-    assert found["truth-relaxed"] == found["similarity-relaxed"] == "not reproduced"
+    assert found["truth-relaxed"] == found["similarity-relaxed"] == "does not hold"
 
 
-@pytest.mark.parametrize("judge, verdict, split", [("honest", "new", 0), ("first", "not reproduced", 70)])
+@pytest.mark.parametrize("judge, verdict, split", [("honest", "new", 0), ("first", "does not hold", 70)])
 def test_a_language_model_is_asked_over_http(judge, verdict, split, verdicts, monkeypatch):
     pytest.importorskip("openai", reason="the judge over HTTP needs the extra judge: pip install 'fpo[judge]'")
     monkeypatch.setenv("FPO_TEST_KEY", "a key")
