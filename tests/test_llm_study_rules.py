@@ -59,6 +59,12 @@ def study(change, slope=0.5, settings=("planted", "honest", "paper"), fewer=()):
     return found
 
 
+def standard_only(change, slope=0.5):
+    """The pilots and the standard runs: no other arm is judged, which is quick."""
+    made = study({"": change}, slope=slope)
+    return {name: record for name, record in made.items() if record["arm"] == "standard"}
+
+
 @pytest.fixture
 def verdicts(monkeypatch, tmp_path):
     def of(stored, figures=False):
@@ -105,7 +111,7 @@ def test_without_a_collapse_there_is_nothing_to_prevent(verdicts):
 
 
 def test_four_seeds_pass_no_gate_and_have_no_claim(verdicts):
-    found, content = verdicts(study({"": -3.0}))
+    found, content = verdicts(standard_only(-3.0))
     assert found["gate-planted"] == "new" and "gate-paper" not in found
     paper = content["results"]["gate"]["paper"]
     assert paper["seeds"] == 4 and not paper["passed"] and not paper["failed"]
@@ -121,13 +127,13 @@ def test_an_interval_astride_the_margin_leaves_the_gate_open(verdicts):
     assert gate["low"] < content["results"]["delta"] < gate["high"] and (gate["fallen"], gate["far"]) == (3, 3)
     assert set(found.values()) == {"open"}
     claims = {claim["id"]: claim for claim in content["claims"]}
-    assert claims["study-prevents-kl"]["value"].startswith("kl 10 of 10 seeds are there")
+    assert claims["study-prevents-kl"]["value"].startswith("10 of 10 seeds are there")
 
 
 @pytest.mark.parametrize(("own", "texts", "verdict"), [(0, 0, "not reproduced"), (10, 0, "new"), (0, 6, "new")])
 def test_a_fall_that_the_reward_model_sees_is_no_collapse(verdicts, own, texts, verdict):
     """Its own reward rises on so many seeds, the first RM's of the texts on so many."""
-    stored = study({"": -1.6}, settings=("planted",))
+    stored = standard_only(-1.6)
     for seed in range(10):
         record = stored[f"planted-standard-{seed}"]
         record["trace"]["reward"] = sorted(record["trace"]["reward"], reverse=seed >= own)
@@ -141,7 +147,7 @@ def test_a_fall_that_the_reward_model_sees_is_no_collapse(verdicts, own, texts, 
 
 def test_an_rm_that_knows_nothing_is_not_right_in_value(verdicts):
     """Its level error cannot grow, because it is as large as can be: that once passed for right in value."""
-    stored, rng = study({"": -1.6}, slope=0.0), np.random.default_rng(0)
+    stored, rng = standard_only(-1.6, slope=0.0), np.random.default_rng(0)
     for seed in range(10):
         for each in stored[f"planted-standard-{seed}"]["watched"]:
             each["probe"]["reward"] = rng.normal(size=(17, 4)).tolist()
@@ -156,7 +162,8 @@ def test_what_is_not_played_yet_stays_open(verdicts):
     assert found["gate-planted"] == "new" and found["gate-honest"] == "open"
     assert found["prevents-relaxed"] == found["prevents-kl"] == found["foresight"] == "open"
     values = {claim["id"]: claim["value"] for claim in content["claims"]}
-    assert values["study-better-relaxed"] == "relaxed 3 of 10 seeds are there; decided when all arms are complete"
+    assert values["study-better-relaxed"] == "3 of 10 seeds are there; decided when all arms are complete"
+    assert values["study-oracle"].startswith("relaxed 3, best-of-u 10 of 10 seeds are there")
     there = content["results"]
     assert there["judged_there"] == len(stored) - len(PLAN["tuning"]["pilots"])
     assert (there["verdicts"]["needed"], there["exploratory"]["planned"]) == (128, 90)
