@@ -82,10 +82,10 @@ def test_a_collapse_that_foresight_prevents(verdicts):
     for arm in ("relaxed", "exact", "kl", "practical", "best-of-u"):
         assert (found[f"prevents-{arm}"], found[f"better-{arm}"]) == ("new", "new")
     for arm in ("random", "refit"):
-        assert (found[f"prevents-{arm}"], found[f"better-{arm}"]) == ("not reproduced", "not reproduced")
+        assert (found[f"prevents-{arm}"], found[f"better-{arm}"]) == ("does not hold", "does not hold")
     assert found["simple-relaxed"] == found["simple-exact"] == "new"
-    assert found["simple-refit"] == "not reproduced"
-    assert found["foresight"] == "new" and found["oracle"] == "not reproduced"
+    assert found["simple-refit"] == "does not hold"
+    assert found["foresight"] == "new" and found["oracle"] == "does not hold"
     assert found["why"] == "new" and found["again"] == "open"
     drawn = content["results"]["why"]
     assert drawn["gain"]["low"] < drawn["gain"]["mean"] < drawn["gain"]["high"] and drawn["refit_gain"]["mean"] == 0
@@ -97,14 +97,14 @@ def test_a_collapse_that_labels_prevent(verdicts):
     """Relaxed FPO does what its control does: no foresight, and the oracle is enough. The RM's slope stays good."""
     same = dict.fromkeys(("relaxed", "overconfidence", "relaxed-permuted", "best-of-u"), 0.5)
     found, _ = verdicts(study({"": -1.6, **same}, slope=0.8))
-    assert found["prevents-relaxed"] == "new" and found["foresight"] == "not reproduced"
-    assert found["oracle"] == "new" and found["why"] == "not reproduced"
+    assert found["prevents-relaxed"] == "new" and found["foresight"] == "does not hold"
+    assert found["oracle"] == "new" and found["why"] == "does not hold"
 
 
 def test_without_a_collapse_there_is_nothing_to_prevent(verdicts):
     found, content = verdicts(study({"": -0.2}))
     assert not any(row["passed"] for row in content["results"]["gate"].values())
-    assert found.pop("gate-planted") == found.pop("gate-honest") == "not reproduced"
+    assert found.pop("gate-planted") == found.pop("gate-honest") == "does not hold"
     assert set(found.values()) == {"open"}
     values = {claim["id"]: claim["value"] for claim in content["claims"]}
     assert values["study-prevents-kl"] == values["study-foresight"] == "no collapse to prevent"
@@ -130,7 +130,7 @@ def test_an_interval_astride_the_margin_leaves_the_gate_open(verdicts):
     assert claims["study-prevents-kl"]["value"].startswith("10 of 10 seeds are there")
 
 
-@pytest.mark.parametrize(("own", "texts", "verdict"), [(0, 0, "not reproduced"), (10, 0, "new"), (0, 6, "new")])
+@pytest.mark.parametrize(("own", "texts", "verdict"), [(0, 0, "does not hold"), (10, 0, "new"), (0, 6, "new")])
 def test_a_fall_that_the_reward_model_sees_is_no_collapse(verdicts, own, texts, verdict):
     """Its own reward rises on so many seeds, the first RM's of the texts on so many."""
     stored = standard_only(-1.6)
@@ -142,7 +142,7 @@ def test_a_fall_that_the_reward_model_sees_is_no_collapse(verdicts, own, texts, 
     found, content = verdicts(stored)
     gate = content["results"]["gate"]["planted"]
     assert (gate["own_rises"], gate["texts_rise"], gate["satisfied"]) == (own, texts, max(own, texts))
-    assert found["gate-planted"] == verdict and gate["failed"] == (verdict == "not reproduced")
+    assert found["gate-planted"] == verdict and gate["failed"] == (verdict == "does not hold")
 
 
 def test_an_rm_that_knows_nothing_is_not_right_in_value(verdicts):
@@ -153,7 +153,7 @@ def test_an_rm_that_knows_nothing_is_not_right_in_value(verdicts):
             each["probe"]["reward"] = rng.normal(size=(17, 4)).tolist()
     found, content = verdicts(stored)
     level = content["results"]["why"]["level"]
-    assert level["end"] < 1.1 * level["start"] and found["why"] == "not reproduced"
+    assert level["end"] < 1.1 * level["start"] and found["why"] == "does not hold"
 
 
 def test_what_is_not_played_yet_stays_open(verdicts):
