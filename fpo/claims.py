@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from fpo import stats
 
-Verdict = Literal["reproduced", "partly", "not reproduced", "new", "open"]
+Verdict = Literal["reproduced", "partly", "not reproduced", "new", "does not hold", "open"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -37,19 +37,22 @@ class Claim(BaseModel):
 def judge(*evidence: bool | None, ours: bool = False) -> Verdict:
     """The verdict on a claim in several parts, each found to hold (True), to fail (False), or undecided (None).
 
-    `reproduced` if all hold, or `new` if the claim is ours; `partly` if some hold. Where none holds, `not reproduced`
-    if all fail, and otherwise `open`: the undecided parts are what tells `partly` from `not reproduced`.
+    `reproduced` if all hold, `not reproduced` if all fail; for a claim of ours, which nobody has made before, `new` and
+    `does not hold`. `partly` if some hold. Where none holds and some are undecided, `open`: they tell `partly` from a
+    failure.
 
     Examples
     --------
-    >>> judge(True, None), judge(None, False), judge(False, False), judge(True, ours=True)
-    ('partly', 'open', 'not reproduced', 'new')
+    >>> judge(True, None), judge(None, False), judge(False, False), judge(False, ours=True)
+    ('partly', 'open', 'not reproduced', 'does not hold')
     """
     if evidence and all(evidence):
         return "new" if ours else "reproduced"
     if any(evidence):
         return "partly"
-    return "open" if None in evidence or not evidence else "not reproduced"
+    if None in evidence or not evidence:
+        return "open"
+    return "does not hold" if ours else "not reproduced"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,19 @@ def number(value: float, spec: str = ".2f") -> str:
     ('0.12', 'no number')
     """
     return format(value, spec) if np.isfinite(value) else "no number"
+
+
+def jointly(*parts: Evidence) -> Evidence:
+    """One part made of several that stand or fall together: it fails if one of them does, whatever is undecided.
+
+    Examples
+    --------
+    >>> jointly(Evidence("3 of 4", None), Evidence("0 of 9", False))
+    Evidence(found='3 of 4; 0 of 9', holds=False)
+    """
+    found = [part.holds for part in parts]
+    holds = False if False in found else None if None in found else True
+    return Evidence("; ".join(part.found for part in parts if part.found), holds)
 
 
 def most(row: Mapping[str, Any], found: str = "{wins} of {pairs}", wins: bool = True) -> Evidence:

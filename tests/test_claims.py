@@ -42,7 +42,8 @@ def test_a_bad_claim_is_refused(fault):
 )
 def test_judge(evidence, expected):
     assert judge(*evidence) == expected
-    assert judge(*evidence, ours=True) == ("new" if expected == "reproduced" else expected)
+    ours = {"reproduced": "new", "not reproduced": "does not hold"}
+    assert judge(*evidence, ours=True) == ours.get(expected, expected)
 
 
 @given(st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=5))
@@ -59,6 +60,16 @@ def test_a_verdict_is_one_that_deciding_the_open_parts_can_leave(evidence):
         assert None in evidence and "not reproduced" in decided
     else:
         assert "not reproduced" not in decided
+
+
+@given(st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=4))
+def test_parts_that_stand_or_fall_together_are_what_deciding_them_can_leave(parts):
+    decided = {
+        all(case) for case in itertools.product(*([part] if part is not None else [True, False] for part in parts))
+    }
+    assert claims.jointly(*(Evidence("", part) for part in parts)).holds == (
+        decided.pop() if len(decided) == 1 else None
+    )
 
 
 ROWS = [stats.paired(np.arange(n) < k, np.full(n, 0.5), 3) for n in (1, 5, 20) for k in range(n + 1)]
@@ -170,6 +181,7 @@ def test_verdicts_are_told_apart_once():
         judge(False),
         judge(None),
         judge(True, ours=True),
+        judge(False, ours=True),
     }
 
 

@@ -28,7 +28,10 @@ def test_an_oracle_that_cannot_be_imported(tmp_path, monkeypatch, request, conte
     name = f"odd_{request.node.callspec.id}:f"
     with pytest.raises(ParameterError) as caught:
         named_oracle(name)
-    told = reason and f"must be likelihood, answer, or MODULE:FUNCTION ({reason.format(request.node.callspec.id)}"
+    told = reason and (
+        "must be likelihood, answer, or MODULE:FUNCTION, as it is or after pairwise: "
+        f"({reason.format(request.node.callspec.id)}"
+    )
     assert str(caught.value).startswith(f"oracle = '{name}': {told or 'not a function'}")
     assert "\n" not in str(caught.value)
 

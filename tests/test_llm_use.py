@@ -1,16 +1,22 @@
 """What users of the loop bring along: chats, columns, oracles that cost, adapters, numbers as they are written."""
 
 import json
+import math
 import sqlite3
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForTokenClassification
 
 from fpo.llm import Policy, RewardModel, TrainingError, Workbench, load_prompts, settings, train
 from fpo.llm.__main__ import main
 from fpo.llm.labels import Labels, OracleError
+from fpo.llm.oracles import Pairwise, judged
+from fpo.llm.plan import Plan
+from fpo.llm.prompts import Prompt
 from fpo.llm.settings import Settings, read_yaml
 from fpo.parameters import ParameterError
 
@@ -106,6 +112,50 @@ def test_columns_reach_the_oracle_and_labels_are_kept(tiny, tmp_path):
         Workbench(chosen)
     with pytest.raises(ParameterError, match="no file that labels can be kept in"):
         train(chosen.replace(labels=str(tmp_path)), oracle=points)
+
+
+def test_a_judge_of_pairs_teaches_what_it_says(tiny, tmp_path, monkeypatch):
+    """p* is its probability, references cost nothing and are worth 0; with `labels` no pair is asked about twice."""
+    (tmp_path / "judge_of_pairs.py").write_text(
+        "pairs = []\n"
+        "def better(prompts, responses, references):\n"
+        "    pairs.extend(zip([p.text for p in prompts], responses, references, strict=True))\n"
+        "    return [len(z) / (len(z) + len(ref)) for z, ref in zip(responses, references, strict=True)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import judge_of_pairs
+
+    file = str(tmp_path / "pairs.sqlite")
+    chosen = settings(**tiny, oracle="pairwise:judge_of_pairs:better", scale=2.0, steps=4, head_start="zero")
+    chosen = chosen.replace(labels=file)
+    bench = Workbench(chosen)
+    trace = train(chosen, bench=bench)
+    asked = list(judge_of_pairs.pairs)
+    assert len(set(asked)) == len(asked) == trace[-1]["labels_asked"] == 4 * chosen.candidates
+    assert {reference for _, _, reference in asked} == {each["text"] for each in bench.writer.references.values()}
+    for line in trace:
+        (wanted,) = {len(z) / (len(z) + len(ref)) for _, z, ref in asked if z == line["text"]}
+        assert line["p_star"] == pytest.approx(wanted, abs=1e-6) and line["reference_utility"] == 0
+        assert line["winner_utility"] == pytest.approx(math.log(wanted / (1 - wanted)) / 2, rel=1e-5)
+    assert [line["p_star"] for line in train(chosen)] == [line["p_star"] for line in trace]
+    assert judge_of_pairs.pairs == asked
+
+
+@pytest.mark.parametrize("answers", [[0.5, 1.5], [0.5, float("nan")], [0.5]])
+def test_a_judge_of_pairs_that_gives_no_probabilities(answers):
+    judge = Pairwise(judged(lambda prompts, responses, references: answers), 1.0)
+    prompts = [Prompt("a", "Why?", reference="No."), Prompt("b", "Why?", reference="No.")]
+    assert judge(prompts, ["No.", "No."]) == [0.0, 0.0]
+    with pytest.raises(OracleError, match="a number from 0 to 1 for each of 2 pairs"):
+        judge(prompts, ["So.", "Thus."])
+
+
+def test_a_study_has_nothing_to_compare_pairs_with(tmp_path):
+    plan = Path(__file__).parents[1] / "notebooks" / "parameters" / "llm_study.yaml"
+    content = yaml.safe_load(plan.read_text(encoding="utf-8"))
+    content["settings"]["honest"]["oracle"] = "pairwise:os:getcwd"
+    with pytest.raises(ParameterError, match="plan: settings: honest: oracle = 'pairwise:os:getcwd': held-out prompts"):
+        Plan(content, tmp_path)
 
 
 def test_an_oracle_that_fails_ends_the_run(tiny, tmp_path):

@@ -80,7 +80,7 @@ TABLE = {
     "fpo.trl.head": {"parameters", *llm("reading")},
     "fpo.trl.options": {"parameters", "rules"},
     "fpo.trl.full": {"parameters", "rules", "steering", "trl.head", *llm("reading")},
-    "fpo.trl.rows": {"parameters", "trl.head", *llm("labels")},
+    "fpo.trl.rows": {"parameters", "trl.head", *llm("labels oracles")},
     "fpo.trl.steered": {
         "parameters", "rules", "trl.full", "trl.head", "trl.options", "trl.rows", *llm("decoding head labels")
     },

@@ -26,7 +26,7 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 from fpo.claims import VERDICTS
 
-MARKS = dict(zip(VERDICTS, ("\N{CHECK MARK}", "~", "\N{MULTIPLICATION SIGN}", "+", "?"), strict=True))
+MARKS = dict(zip(VERDICTS, ("\N{CHECK MARK}", "~", "\N{MULTIPLICATION SIGN}", "+", "\N{MINUS SIGN}", "?"), strict=True))
 CERTAIN = "Certain: theorems and checks of code, which cannot come out otherwise"
 
 

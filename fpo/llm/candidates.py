@@ -208,7 +208,11 @@ class Writer:
             If it is not a finite number.
         """
         if self.oracle is not None:
-            prompts = [self.bench.prompts[index] for index in indices]
+            known = [self.references.get(index) for index in indices]
+            prompts = [
+                replace(self.bench.prompts[index], reference=reference["text"] if reference else None)
+                for index, reference in zip(indices, known, strict=True)
+            ]
             return asked(self.oracle, prompts, texts).to(self.bench.policy.device)
         base_nll = self._base_nll(indices, tokens) if base_nll is None else base_nll
         if not bool(base_nll.isfinite().all()):

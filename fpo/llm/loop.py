@@ -14,7 +14,7 @@ import torch
 from fpo.llm import decoding, runs
 from fpo.llm.candidates import TrainingError, Window, Writer
 from fpo.llm.head import Comparisons, fit_head, losses_and_gradients
-from fpo.llm.oracles import Oracle, distinct_2, repetition
+from fpo.llm.oracles import Oracle, Pairwise, distinct_2, repetition
 from fpo.llm.runs import Optimizers
 from fpo.llm.settings import Settings
 from fpo.llm.team import Clock, Team, peak_gib, seed_streams
@@ -230,10 +230,12 @@ def line(writer: Writer, window: Window, i: int, learned: Learned | None, policy
     fought, there = won >= 0, ~scored.empty[i]
     reward, utility, penalty = scored.rewards[i], scored.utilities[i], window.penalty[i][there]
     first_reward, first_utility = scored.reference.reward[i], scored.reference.utility[i]
+    pairs = isinstance(writer.oracle, Pairwise)  # it is asked nothing about a reference alone
     # A prompt that comes again brings its reference's label along.
-    new = position < len(writer.bench.prompts)
+    new = position < len(writer.bench.prompts) and not pairs
     needed = s.candidates if s.head_learns == "candidates" else RULES[s.rule].labels(s.candidates) - 1
-    references = new if s.reference_labels == "as they come" else len(writer.references) * (position == 0)
+    at_once = len(writer.references) * (position == 0 and not pairs)
+    references = new if s.reference_labels == "as they come" else at_once
     return {
         "step": position,
         "prompt": window.prompts[i].id,

@@ -10,12 +10,16 @@ from importlib import import_module
 
 import torch
 
-from fpo.llm.labels import Labels
+from fpo.llm.labels import Labels, OracleError
 from fpo.llm.models import RewardModel
 from fpo.llm.prompts import Prompt
 from fpo.parameters import ParameterError, brief, one_line
 
 Oracle = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
+Preference = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], Sequence[float]]
+
+PAIRWISE = "pairwise:"
+SURE = 1e-6  # a judge's preference is kept so far from 0 and 1: its log-odds are finite
 
 
 def likelihood_utility(nll: float, tokens: int) -> float:
@@ -84,14 +88,16 @@ class Agreement:
 class Kept:
     """An oracle whose labels are kept in a file by prompt and text, with a time-out and a limit on retries.
 
+    `against_reference`: its labels depend on the prompt's reference too.
+
     Raises
     ------
     ParameterError
         If the file is no cache of labels.
     """
 
-    def __init__(self, oracle: Oracle, path: str, timeout: float, tries: int) -> None:
-        self._oracle = oracle
+    def __init__(self, oracle: Oracle, path: str, timeout: float, tries: int, against_reference: bool = False) -> None:
+        self._oracle, self._against_reference = oracle, against_reference
         try:
             self._labels = Labels(path, timeout, tries)
         except ValueError as error:
@@ -99,12 +105,62 @@ class Kept:
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """U of each response to its prompt."""
-        asked = [[prompt.text, response] for prompt, response in zip(prompts, responses, strict=True)]
+        asked = [
+            [prompt.text, response, *([prompt.reference or ""] if self._against_reference else [])]
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
         return self._labels(asked, lambda new: self._oracle([prompts[i] for i in new], [responses[i] for i in new]))
 
 
-def named_oracle(name: str) -> Oracle:
-    """The callable MODULE:FUNCTION.
+class Pairwise:
+    """U = log(p / (1 - p)) / scale from p, a judge's probability that a response beats its prompt's reference.
+
+    With the reference's own U at 0, what the RM learns is p again: sigmoid(scale (U_z - U_ref)) = p (Bradley-Terry).
+    A text that is the reference is judged by nobody. p is kept `SURE` away from 0 and 1.
+
+    Parameters
+    ----------
+    judge : Oracle
+        (prompts, responses) -> p, each in [0, 1], against `prompt.reference`: see `judged`.
+    scale : float
+        The run's.
+    """
+
+    def __init__(self, judge: Oracle, scale: float) -> None:
+        self._judge, self._scale = judge, scale
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """U of each response to its prompt.
+
+        Raises
+        ------
+        OracleError
+            If the judge does not give a probability for each.
+        """
+        at = [
+            i
+            for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+            if prompt.reference not in (None, response)
+        ]
+        found = self._judge([prompts[i] for i in at], [responses[i] for i in at]) if at else []
+        if len(found) != len(at) or any(not 0 <= p <= 1 for p in found):
+            raise OracleError(f"the judge of pairs must give a number from 0 to 1 for each of {len(at)} pairs")
+        utilities = torch.zeros(len(prompts), dtype=torch.float64)
+        utilities[at] = torch.tensor(found, dtype=torch.float64).clamp(SURE, 1 - SURE).logit() / self._scale
+        return utilities.tolist()
+
+
+def judged(preference: Preference) -> Oracle:
+    """(prompts, responses) -> preference(prompts, responses, the prompts' references)."""
+
+    def against_reference(prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+        return preference(prompts, responses, [prompt.reference or "" for prompt in prompts])
+
+    return against_reference
+
+
+def named_oracle(name: str) -> Callable[..., Sequence[float]]:
+    """The callable MODULE:FUNCTION, which may come after `pairwise:`.
 
     Raises
     ------
@@ -113,7 +169,7 @@ def named_oracle(name: str) -> Oracle:
     KeyboardInterrupt
         If it comes while the module is imported.
     """
-    module, _, function = name.partition(":")
+    module, _, function = name.removeprefix(PAIRWISE).partition(":")
     try:
         found = getattr(import_module(module), function)
     except KeyboardInterrupt:
@@ -121,7 +177,8 @@ def named_oracle(name: str) -> Oracle:
     except BaseException as error:  # a module that is imported may raise anything, SystemExit too
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ParameterError(
-            f"oracle = {brief(name)}: must be likelihood, answer, or MODULE:FUNCTION ({reason})"
+            f"oracle = {brief(name)}: must be likelihood, answer, or MODULE:FUNCTION, as it is or "
+            f"after {PAIRWISE} ({reason})"
         ) from error
     if not callable(found):
         raise ParameterError(f"oracle = {brief(name)}: not a function")

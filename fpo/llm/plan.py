@@ -74,6 +74,11 @@ class Plan:
                     raise ParameterError(f"plan: judged: {unknown[0]!r} is none of its {kind}")
         for arm in content["arms"]:
             self._settings(content["tuning"]["setting"], arm, 0, 1.0)
+        for name in content["settings"]:
+            if (oracle := self._settings(name, next(iter(content["arms"])), 0, None).oracle).startswith("pairwise:"):
+                raise ParameterError(
+                    f"plan: settings: {name}: oracle = {oracle!r}: held-out prompts have no response to compare with"
+                )
 
     def _settings(self, setting: str, arm: str, seed: int, gamma: float | None) -> Settings:
         changed = {**self.content["common"], **self.content["settings"][setting], **self.content["arms"][arm]}

@@ -22,6 +22,7 @@ class Prompt:
     """A question with short answers to compare with, where it has any (see data/README.md).
 
     A chat's earlier `turns` are (role, content) each; `columns` is what else its row holds, for oracles of one's own.
+    `reference` is the base's response, where an oracle is asked about another.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Prompt:
     keywords: tuple[str, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    reference: str | None = None
 
 
 def _refuse(source: str, reason: str) -> NoReturn:

@@ -56,7 +56,10 @@ class Settings(Parameters):
     rule: RuleName = Field("standard", description="how the winner is chosen")
     gamma: float | None = real(None, 0, 1e6, "weight of the penalty; None: the rule's own")
     oracle: str = text(
-        "likelihood", "true utility U", "likelihood, answer, or MODULE:FUNCTION (prompts, responses) -> numbers"
+        "likelihood",
+        "true utility U: of your own, (prompts, responses) -> numbers, or with `pairwise:` (prompts, responses, "
+        "references) -> probabilities that the response is better",
+        "likelihood, answer, MODULE:FUNCTION, or pairwise:MODULE:FUNCTION",
     )
     scale: float = real(1.0, 1e-6, 1e6, "of utilities in what the RM learns: p* = sigmoid(scale (U_z - U_ref))")
     labels: str = Field(

@@ -8,7 +8,7 @@ import torch
 from fpo.llm.decoding import Continuations
 from fpo.llm.head import FITTED, FirstFits, check_answers
 from fpo.llm.models import Policy, RewardModel
-from fpo.llm.oracles import Agreement, Kept, Oracle, named_oracle
+from fpo.llm.oracles import PAIRWISE, Agreement, Kept, Oracle, Pairwise, judged, named_oracle
 from fpo.llm.prompts import Prompt, load_prompts
 from fpo.llm.settings import Settings
 from fpo.llm.team import Team
@@ -109,13 +109,15 @@ class Workbench:
     def chosen_oracle(self, settings: Settings) -> Oracle | None:
         """The reader's own oracle, or the one that the settings name; None: the base's likelihood."""
         found = self.oracle
+        pairwise = found is None and settings.oracle.startswith(PAIRWISE)
         if found is None and settings.oracle == "answer":
             found = Agreement(self.sentence_encoder())
         elif found is None and settings.oracle != "likelihood":
             found = named_oracle(settings.oracle)
+            found = judged(found) if pairwise else found
         if found is not None and settings.labels:
-            found = Kept(found, settings.labels, settings.label_timeout, settings.label_tries)
-        return found
+            found = Kept(found, settings.labels, settings.label_timeout, settings.label_tries, pairwise)
+        return Pairwise(found, settings.scale) if pairwise and found is not None else found
 
     def sentence_encoder(self) -> RewardModel:
         """An encoder whose features are made for cosines, as a classifier's are not: the packaged one."""

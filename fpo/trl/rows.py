@@ -11,10 +11,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from fpo.llm.labels import Labels, OracleError
+from fpo.llm.oracles import SURE
 from fpo.parameters import ParameterError
 from fpo.trl.head import Said, plain
-
-SURE = 1e-6  # a judge's preference is kept so far from 0 and 1: its log-odds are finite
 
 Oracle = Callable[..., Sequence[float | None]]
 Read = Callable[[Sequence[Said], Sequence[Said]], torch.Tensor]
