@@ -60,9 +60,9 @@ def test_a_signal_that_warns_and_a_placebo_that_does_not(verdicts):
     warns = {"gap": 1.0, "agreement": 0.5, "steering": 0.0, "drift": 1.0}
     found, content = verdicts(games(warns, {"drift": 1.0}), texts(0.5, 9.0), figures=True)
     # Leverage has a value from the 33rd check on: it could not have warned, and nothing is decided.
-    expected = {"gap": "new", "agreement": "open", "steering": "not reproduced", "leverage": "open"}
+    expected = {"gap": "new", "agreement": "open", "steering": "does not hold", "leverage": "open"}
     # It warns of all falls, and would not be silent in any run that holds: tuned, it says nothing.
-    expected |= {"drift": "not reproduced", "shipped": "not reproduced", "llm": "new"}
+    expected |= {"drift": "does not hold", "shipped": "does not hold", "llm": "new"}
     assert found == expected
     found = content["results"]
     assert found["recommended"] == ["warning-gap"] and found["rates"]["drift"]["shipped_warned"]["wins"] == 30
@@ -83,7 +83,7 @@ def test_no_signal_says_more_than_the_distance(verdicts):
     everything = dict.fromkeys(("gap", "agreement", "steering", "leverage", "drift", "kl"), 1.0)
     found, content = verdicts(games(everything, {}), texts(0.5, 0.0))
     assert {found[name] for name in ("gap", "agreement", "steering", "leverage", "drift")} == {"open"}
-    assert content["results"]["recommended"] == [] and found["shipped"] == "new" and found["llm"] == "not reproduced"
+    assert content["results"]["recommended"] == [] and found["shipped"] == "new" and found["llm"] == "does not hold"
 
 
 def test_nothing_is_decided_where_too_few_warnings_were_possible(verdicts):
@@ -94,12 +94,12 @@ def test_nothing_is_decided_where_too_few_warnings_were_possible(verdicts):
     assert all(row["shipped_possible"] == 0 for row in rates.values()) and 15 < needed < 30
     (value,) = [claim["value"] for claim in content["claims"] if claim["id"] == "warning-gap"]
     assert value.startswith(f"could not be decided: at most 0 of 30 warnings were possible and the rule needs {needed}")
-    assert content["results"]["too_early"] == 30 and found["shipped"] == "not reproduced"
+    assert content["results"]["too_early"] == 30 and found["shipped"] == "does not hold"
 
 
 def test_a_warning_that_comes_late_is_none(verdicts):
     found, content = verdicts(games({"gap": 1.0}, {}, lead=0), texts(2.5, 0.0))
-    assert found["gap"] == "not reproduced" and content["results"]["rates"]["gap"]["warned"]["wins"] == 0
+    assert found["gap"] == "does not hold" and content["results"]["rates"]["gap"]["warned"]["wins"] == 0
     assert found["llm"] == "open" and content["results"]["llm"]["falls"] == 0
 
 

@@ -27,7 +27,7 @@ def test_every_claim_can_fail(runs, tmp_path, capsys):
         runs[rule]["cpu_seconds"]["reward"] = runs["standard"]["cpu_seconds"]["all"]
         runs[rule]["gamma"] = 0.5
     verdicts, _ = play("use_in_trl", tmp_path / "results.json", figures=False)
-    assert verdicts == dict.fromkeys(NAMES, "not reproduced")
+    assert verdicts == dict.fromkeys(NAMES, "does not hold")
     assert "ANOTHER" in capsys.readouterr().out  # two windows do not lead to the last head
 
 
