@@ -16,7 +16,7 @@ CASES = {
     "no penalties": (
         {"judged": 20, "candidates": 2, "play": MAIN},
         ["head_start: answers", "gamma: 0"],
-        {"scale": "not reproduced", "factor": "new"},
+        {"scale": "does not hold", "factor": "new"},
     ),
 }
 
