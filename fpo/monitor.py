@@ -1,8 +1,7 @@
 """Early warning for iterative RLHF: numbers of a run in, alarms out. NumPy only.
 
-At a check of a run, `Monitor.record` turns what it is given into at most nine signals (`SIGNALS`): what the reward
-model (RM) says against labels of a few candidates, and how far the policy's texts have moved. Each is compared with the
-run's own first `baseline` values by a sequential rank test.
+`Monitor.record` turns what a check of a run gives into at most nine signals (`SIGNALS`; RM is the reward model), and
+compares each with the run's own first `baseline` values by a sequential rank test.
 
 The test. If a change comes at check s and turns a signal's distribution F into F^k (k > 1: larger values), the ranks of
 all N values so far have, relative to ranks without a change, the likelihood ratio
@@ -10,17 +9,17 @@ all N values so far have, relative to ranks without a change, the likelihood rat
     E_s,k = N! k^n / prod_i S_i,    S_i = (old) + k (new) among the i smallest values,
 
 with n new values, those of check s and later, and the others old (Lehmann 1953 for the alternatives, Savage 1956 for
-their rank probabilities; used sequentially by Wilcoxon, Rhodes and Bradley 1963). The evidence is their mean over
-k = 3, 20, over s = 1, 6, 11, .. up to `checks`, and over both directions for a signal that may move in either. Without
-a change it is a martingale of mean 1 and, by Ville's inequality (1939; Ramdas et al. 2023), ever exceeds K / alpha with
-probability at most alpha / K. K is the number of signals that the first record announces: the probability of any false
-alarm is at most alpha for the whole monitor, over all signals, however they depend on each other, and all checks.
+their rank probabilities; used sequentially by Wilcoxon, Rhodes and Bradley 1963). The evidence is their mean over k =
+3, 20, over s = 1, 6, 11, .. up to `checks`, and over both directions for a signal that may move in either. Without a
+change it is a martingale of mean 1 and, by Ville's inequality (1939; Ramdas et al. 2023), ever exceeds K / alpha with
+probability at most alpha / K: any false alarm, of whatever signal at whatever check, has at most alpha, however the
+signals depend on each other. K counts the signals with a value by the time that the first baseline is complete, when
+all evidence is 1; others are watched no more, but for leverage, which waits for `ROWS` rows.
 
-What is assumed: without a change, a signal's values are exchangeable, as independent draws are. Nothing else. Heavy
-tails cost nothing; a short baseline costs power and no validity, as its own uncertainty is in the ranks. What breaks
-it: values correlated in time (with 0.5 between neighbors, half of all runs raise a false alarm from a signal watched
-alone: check less often), and any trend, that of a policy which learns as it should among them. In the book's chapter on
-early warning no signal passed the rule for a recommendation: take an alarm as a reason to label a few outputs.
+What is assumed: without a change, a signal's values are exchangeable, as independent draws are, and what is missing
+says nothing about their order. A short baseline costs power, not validity. What breaks it: values correlated in time
+(with 0.5 between neighbors, half of all runs raise a false alarm from a signal alone: check less often) and any trend,
+as in a policy that learns: most games of the book that hold raise an alarm. It is a reason to label a few outputs.
 """
 
 import argparse
@@ -208,7 +207,7 @@ class Monitor:
         self.alarms: list[Alarm] = []
         self._inputs: list[str] = []  # what the first record gave
         self._values: dict[str, list[float]] = {}  # of the signals that it announced
-        self._evidence: dict[str, float] = {}  # the logarithm of the largest so far
+        self._evidence: dict[str, float] = {}  # of the signals that share alpha, the largest logarithm so far
         self._kept: Arrays = {}  # the latest features, the frozen texts' last rewards
         if self.path is not None and self.path.exists():
             self._load(self.path)
@@ -219,7 +218,7 @@ class Monitor:
     ) -> list[Alarm]:  # fmt: skip
         """One check: the alarms that are raised now for the first time. After an error nothing is recorded.
 
-        What the first record gives says which signals are watched and share alpha; a later one may leave inputs out.
+        What the first record gives says which signals may be watched; a later one may leave inputs out.
 
         Parameters
         ----------
@@ -233,8 +232,7 @@ class Monitor:
         kl, lengths, texts : (prompts,), (prompts, candidates) twice
             Divergence from the base; numbers, and strings.
         features : array (prompts, candidates, p)
-            What the RM's head reads, or its gradient. The last 128 rows recorded before stand for the RM's data; until
-            they are there, leverage has no value.
+            What the RM's head reads, or its gradient. The last 128 rows stand for its data: leverage waits for them.
         frozen_rewards : array (n,)
             The RM's rewards now of texts that stay the same: drift is their mean absolute change since the last ones.
 
@@ -288,13 +286,17 @@ class Monitor:
         if self.step is not None and step <= self.step:
             raise ValueError(f"step = {step}: must be larger than the last one recorded, {self.step}")
         series = {name: list(self._values.get(name, ())) for name in (values if self.step is None else self._values)}
-        evidence, alarms, bound = dict(self._evidence), list(self.alarms), len(series) / self.alpha
         for name, row in series.items():
             row += [value for value in [values.get(name, np.nan)] if np.isfinite(value)]
+        evidence = dict(self._evidence)
+        if not evidence and any(len(row) >= self.baseline for row in series.values()):
+            evidence = {name: 0.0 for name, row in series.items() if row or name == "leverage"}
+        alarms, bound = list(self.alarms), len(evidence) / self.alpha
+        for name, row in [(name, series[name]) for name in evidence]:
             if len(row) <= self.baseline or len(row) == len(self._values.get(name, ())):
                 continue
             latest = float(log_evidence(row, self.baseline, self.checks, SIGNALS[name].bad))
-            evidence[name] = max(evidence.get(name, -np.inf), latest)
+            evidence[name] = max(evidence[name], latest)
             if latest >= np.log(bound) and name not in [alarm.signal for alarm in alarms]:
                 usual = float(np.median(row[: self.baseline]))
                 alarms.append(Alarm(name, step, values[name], usual, float(np.exp(min(latest, 700.0))), bound))
@@ -312,7 +314,7 @@ class Monitor:
             usual, latest = (float(np.median(row[: self.baseline])), row[-1]) if row else (None, None)
             most = float(np.exp(min(self._evidence[name], 700.0))) if name in self._evidence else None
             signals[name] = {"values": len(row), "usual": usual, "latest": latest, "evidence": most}
-        found = {"step": self.step, "bound": len(signals) / self.alpha, "signals": signals}
+        found = {"step": self.step, "bound": len(self._evidence or signals) / self.alpha, "signals": signals}
         return self.settings | found | {"alarms": [asdict(alarm) for alarm in self.alarms]}
 
     @classmethod
@@ -369,9 +371,8 @@ class Monitor:
 
 def _line(where: str, text: bytes) -> dict[str, float]:
     try:
-        found = json.loads(text)
-        numbers = {name: found[name] for name in {"step", *TRACED, *SIGNALS} & set(found)}
-        return {name: float(np.nan if value is None else value) for name, value in numbers.items()}
+        row = json.loads(text)
+        return {k: float(np.nan if row[k] is None else row[k]) for k in {"step", *TRACED, *SIGNALS} & set(row)}
     except (ValueError, TypeError, RecursionError, OverflowError):
         raise ValueError(f"{where}: must be a JSON object with numbers, as in a trace of fpo.llm") from None
 
@@ -389,7 +390,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     for name, row in monitor.report()["signals"].items():
-        print(f"{name}: {row['values']} checks, largest evidence {row['evidence'] or 'none, baseline not full'}")
+        print(f"{name}: {row['values']} checks, largest evidence {row['evidence'] or 'none'}")
     for alarm in monitor.alarms:
         print(f"ALARM {alarm}")
     return 3 if monitor.alarms else 0

@@ -136,6 +136,8 @@ print(a)"
 @pytest.mark.parametrize("source", blocks("python"))
 def test_python_snippet(source, tmp_path):
     run([sys.executable, "-c", source], tmp_path)
+    if "after a restart" in source:
+        run([sys.executable, "-c", source], tmp_path)
 
 
 @pytest.mark.parametrize("command", chosen(".venv/bin/python"))

@@ -13,16 +13,16 @@ ARMS = ("standard", "relaxed", "practical")
 NAMES = [f"{signal} {m}" for signal in ("gap", "agreement", "steering") for m in (1, 4)] + ["leverage", "drift", "kl"]
 
 
-def games(warns, lies, lead=5, falls=30):
+def games(warns, lies, lead=5, falls=30, when=40):
     """Two sets of 60 games, half of which fall at 40: `warns` and `lies` are shares of alarms, by signal."""
     rng, parts = np.random.default_rng(1), {}
     for part, first in (("tuning", 6000), ("judging", 7000)):
-        date = [40 if i < falls else -1 for i in range(60)]
+        date = [when if i < falls else -1 for i in range(60)]
         crossed = {}
         for name in NAMES:
             alarm, lie = (share.get(name.split()[0], 0.0) for share in (warns, lies))
             alarms = [rng.random() < (alarm if d > 0 else lie) for d in date]
-            crossed[name] = [" ".join([str(40 - lead)] * 30) if a else "" for a in alarms]
+            crossed[name] = [" ".join([str(when - lead)] * 30) if a else "" for a in alarms]
         parts[part] = {
             "arm": [arm for arm in ARMS for _ in range(20)], "seed": [*range(first, first + 20)] * 3, "date": date,
             "peak": [5.0] * 60, "final": [2.0] * 60, "crossed": crossed,
@@ -59,14 +59,20 @@ def verdicts(monkeypatch, tmp_path):
 def test_a_signal_that_warns_and_a_placebo_that_does_not(verdicts):
     warns = {"gap": 1.0, "agreement": 0.5, "steering": 0.0, "drift": 1.0}
     found, content = verdicts(games(warns, {"drift": 1.0}), texts(0.5, 9.0), figures=True)
-    expected = {"gap": "new", "agreement": "open", "steering": "not reproduced", "leverage": "not reproduced"}
+    # Leverage has a value from the 33rd check on: it could not have warned, and nothing is decided.
+    expected = {"gap": "new", "agreement": "open", "steering": "does not hold", "leverage": "open"}
     # It warns of all falls, and would not be silent in any run that holds: tuned, it says nothing.
-    expected |= {"drift": "not reproduced", "shipped": "not reproduced", "llm": "new"}
+    expected |= {"drift": "does not hold", "shipped": "does not hold", "llm": "new"}
     assert found == expected
     found = content["results"]
     assert found["recommended"] == ["warning-gap"] and found["rates"]["drift"]["shipped_warned"]["wins"] == 30
     assert found["rates"]["gap"]["lead"] == 5 and found["rates"]["drift"]["warned"]["wins"] == 0
     assert (found["falls"], found["holds"], found["runs"]) == (30, 30, 120)
+    assert [found["rates"][name]["shipped_possible"] for name in ("gap", "drift", "leverage")] == [30, 30, 0]
+    assert found["rates"]["gap"]["possible"] == 30 and found["rates"]["drift"]["possible"] == 0
+    assert found["rates"]["gap"]["clock"] == 0 and found["rates"]["drift"]["clock"] == 1
+    assert found["rates"]["gap"]["beyond"] == 30 and found["rates"]["gap"]["behind"] == 0
+    assert (found["by_seed"]["wins"], found["by_seed"]["pairs"]) == (20, 20)
     assert [row["falls"] for row in found["arms"].values()] == [20, 10, 0]
     assert found["arms"]["relaxed"]["gap"] == {"warned": 10, "false": 0}
     assert found["llm"]["falls"] == 12 and found["llm"]["signals"]["gap"]["warned"] >= 10
@@ -77,12 +83,23 @@ def test_no_signal_says_more_than_the_distance(verdicts):
     everything = dict.fromkeys(("gap", "agreement", "steering", "leverage", "drift", "kl"), 1.0)
     found, content = verdicts(games(everything, {}), texts(0.5, 0.0))
     assert {found[name] for name in ("gap", "agreement", "steering", "leverage", "drift")} == {"open"}
-    assert content["results"]["recommended"] == [] and found["shipped"] == "new" and found["llm"] == "not reproduced"
+    assert content["results"]["recommended"] == [] and found["shipped"] == "new" and found["llm"] == "does not hold"
+
+
+def test_nothing_is_decided_where_too_few_warnings_were_possible(verdicts):
+    """Every run falls before evidence can pass the bound: no signal fails, whatever it says."""
+    found, content = verdicts(games({"gap": 1.0}, {"drift": 1.0}, when=15), texts(0.5, 0.0))
+    assert {found[name] for name in ("gap", "agreement", "steering", "leverage", "drift")} == {"open"}
+    rates, needed = content["results"]["rates"], content["results"]["needed"]
+    assert all(row["shipped_possible"] == 0 for row in rates.values()) and 15 < needed < 30
+    (value,) = [claim["value"] for claim in content["claims"] if claim["id"] == "warning-gap"]
+    assert value.startswith(f"could not be decided: at most 0 of 30 warnings were possible and the rule needs {needed}")
+    assert content["results"]["too_early"] == 30 and found["shipped"] == "does not hold"
 
 
 def test_a_warning_that_comes_late_is_none(verdicts):
     found, content = verdicts(games({"gap": 1.0}, {}, lead=0), texts(2.5, 0.0))
-    assert found["gap"] == "not reproduced" and content["results"]["rates"]["gap"]["warned"]["wins"] == 0
+    assert found["gap"] == "does not hold" and content["results"]["rates"]["gap"]["warned"]["wins"] == 0
     assert found["llm"] == "open" and content["results"]["llm"]["falls"] == 0
 
 

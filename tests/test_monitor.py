@@ -268,6 +268,22 @@ def test_alpha_is_shared_by_the_signals_that_the_first_record_announces():
     assert (alone.report()["bound"], shared.report()["bound"]) == (20, 9 / 0.05)
 
 
+def test_a_signal_without_a_value_in_the_first_baseline_shares_no_alpha(tmp_path):
+    """One label a prompt: no rank and nothing to compare. All evidence is still 1 when K is fixed, then it stays."""
+    r, path = rng(22), tmp_path / "state.npz"
+    for step in range(40):
+        labels = np.where(np.arange(4) == 1 if step < 30 else True, r.normal(size=(1, 4)), np.nan)
+        watched = Monitor(baseline=8, path=path)  # its first leverage comes after 32 checks of 4 rows
+        alarms = watched.record(
+            step, rewards=r.normal(size=(1, 4)), utilities=labels, kl=[step], features=r.normal(size=(1, 4, 3))
+        )
+        assert watched.report()["bound"] == (5 if step < 7 else 3) / 0.05
+        assert all(alarm.bound == 3 / 0.05 for alarm in alarms)
+    seen = {name: (row["values"], row["evidence"]) for name, row in watched.report()["signals"].items()}
+    assert seen["agreement"] == seen["steering"] == (10, None) and seen["leverage"] == (8, 1.0)
+    assert [alarm.signal for alarm in watched.alarms] == ["kl"]
+
+
 def test_a_monitor_goes_on_where_it_was(tmp_path):
     """Interrupted after every check, with all signals, it says what one without a break says."""
     path = tmp_path / "state.npz"
