@@ -128,20 +128,36 @@ def quality(probabilities: np.ndarray, labels: Sequence[bool], bins: int = 10) -
     }
 
 
-def similarity(encoder: RewardModel, questions: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
-    """Cosine to the nearest correct reference answer minus that to the nearest incorrect one, (n,), from -2 to 2."""
-    known = list(dict.fromkeys(text for each in questions for text in (*each.correct, *each.incorrect)))
-    place = {text: row for row, text in enumerate(known)}
-    references, read = (
-        torch.nn.functional.normalize(encoder.features(texts), dim=-1) for texts in (known, list(answers))
-    )
-    return np.array(
-        [
-            float((references[[place[t] for t in each.correct]] @ row).max())
-            - float((references[[place[t] for t in each.incorrect]] @ row).max())
-            for each, row in zip(questions, read, strict=True)
-        ]
-    )
+class Similarity:
+    """Cosine to the nearest correct reference answer minus that to the nearest incorrect one, from -2 to 2.
+
+    Each reference is read by the encoder once.
+    """
+
+    def __init__(self, encoder: RewardModel) -> None:
+        self._encoder = encoder
+        self._known: dict[str, torch.Tensor] = {}
+
+    def __call__(self, questions: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
+        """The similarity of each answer to the references of its question, (n,)."""
+        references = dict.fromkeys(text for each in questions for text in (*each.correct, *each.incorrect))
+        new = [text for text in references if text not in self._known]
+        self._known |= zip(new, self._read(new), strict=True)
+
+        def nearest(row: torch.Tensor, texts: Sequence[str]) -> float:
+            return float((torch.stack([self._known[text] for text in texts]) @ row).max())
+
+        return np.array(
+            [
+                nearest(row, each.correct) - nearest(row, each.incorrect)
+                for each, row in zip(questions, self._read(list(answers)), strict=True)
+            ]
+        )
+
+    def _read(self, texts: Sequence[str]) -> torch.Tensor:
+        if not texts:
+            return torch.empty(0)
+        return torch.nn.functional.normalize(self._encoder.features(texts), dim=-1)
 
 
 def read_labels(path: Path, each: int) -> tuple[list[str], list[str], list[bool]]:

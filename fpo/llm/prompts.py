@@ -57,7 +57,9 @@ def _prompt(source: str, line: int, row: object) -> Prompt:
             _refuse(source, f'{where}: "{name}" is not a list of texts')
         lists[name] = tuple(values)
     columns = {name: value for name, value in row.items() if name not in KNOWN}
-    made = Prompt(str(row.get("id", line)), row["prompt"].strip(), **lists, turns=turns, columns=columns)
+    id = str(row.get("id", line))
+    answers = lists["correct"], lists["incorrect"]
+    made = Prompt(id, row["prompt"].strip(), *answers, lists["keywords"], turns=turns, columns=columns)
     try:
         told = (made.id, made.text, *made.correct, *made.incorrect, *made.keywords)
         "".join((*told, *(content for _, content in turns))).encode()
