@@ -45,13 +45,13 @@ LOOKS = MappingProxyType(
         "relaxed-centered": Look("#0072B2", ":", "<"),
         "practical-centered": Look("#CC79A7", ":", ">"),
         "exact-centered": Look("#000000", ":", "h"),
-        "anchor-other": Look("#CC79A7", (0, (6, 1, 1, 1)), "1"),
-        "random-penalty": Look("#888888", (0, (4, 2)), "2"),
-        "relaxed-permuted": Look("#0072B2", (0, (1, 4)), "3"),
+        "anchor-other": Look("#CC79A7", (0, (6, 1, 1, 1)), "s"),
+        "random-penalty": Look("#888888", (0, (4, 2)), "o"),
+        "relaxed-permuted": Look("#0072B2", (0, (1, 4)), "v"),
         "refit": Look("#D55E00", (0, (4, 1)), "H"),
         "refit-kl": Look("#A49046", (0, (1, 2)), "8"),
-        "all-labels": Look("#D55E00", (0, (1, 2)), "4"),
-        "early-stop": Look("#D55E00", (0, (6, 1, 1, 1)), "x"),
+        "all-labels": Look("#D55E00", (0, (1, 2)), "^"),
+        "early-stop": Look("#D55E00", (0, (6, 1, 1, 1)), "D"),
         "best-of-u": Look("#117733", (0, (8, 2)), "P"),
     }
 )
@@ -141,11 +141,13 @@ def points(arm: str, filled: bool = True) -> dict[str, Any]:
     }
 
 
-def runs(axis: Axes, x: np.ndarray, values: np.ndarray, arm: str) -> None:
-    """Every seed as a thin line and their median, seed by seed alive, as a thick one; `values` is (x, seeds)."""
+def runs(
+    axis: Axes, x: np.ndarray, values: np.ndarray, arm: str, middle: Callable[..., np.ndarray] = np.nanmedian
+) -> None:
+    """Every seed as a thin line and the `middle` of those alive as a thick one; `values` is (x, seeds)."""
     axis.plot(x, values, color=color(arm), linewidth=0.5, alpha=0.25)
     some = np.isfinite(values).any(axis=1)
-    axis.plot(x[some], np.nanmedian(values[some], axis=1), label=arm, **look(arm))
+    axis.plot(x[some], middle(values[some], axis=1), label=arm, **look(arm))
 
 
 def column(axis: Axes, x: float, final: np.ndarray, peak: np.ndarray, arm: str) -> None:

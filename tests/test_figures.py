@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib.colors import to_rgb
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 
 from fpo import figures, linear, neural, rules
@@ -49,6 +50,11 @@ def test_no_two_arms_look_alike():
         assert (one.color, one.marker) != (other.color, other.marker)
 
 
+def test_every_marker_can_be_hollow():
+    assert [arm for arm, look in figures.LOOKS.items() if not MarkerStyle(look.marker).is_filled()] == []
+    assert not MarkerStyle("3").is_filled() and not MarkerStyle("x").is_filled()
+
+
 @pytest.mark.parametrize("ask", [figures.color, figures.look, figures.points])
 def test_another_arm_is_refused(ask):
     with pytest.raises(ValueError, match="^arm = 'exakt': must be one of standard, relaxed, .*, best-of-u$"):
@@ -62,6 +68,8 @@ def test_runs_show_every_seed_and_the_median_of_those_alive():
     *seeds, median = axis.lines
     assert len(seeds) == 3 and median.get_label() == "relaxed" and median.get_linewidth() > seeds[0].get_linewidth()
     np.testing.assert_array_equal(median.get_xydata(), [[0, 2], [1, 3]])
+    figures.runs(axis, np.arange(3), values, "kl", np.nanmean)
+    np.testing.assert_array_equal(axis.lines[-1].get_xydata(), [[0, 3], [1, 3]])
 
 
 def test_a_column_shows_ends_filled_and_peaks_hollow_side_by_side():

@@ -17,7 +17,7 @@ MARKS = PLAN["watch_at"]
 def look(position, utility, rng, slope=0.5, reward=0.2):
     """One look at a run whose mean utility is about `utility` and whose RM ranks candidates so well."""
     values = rng.normal(utility, 1.3, PROMPTS)
-    prompt, own = rng.normal(0, 1.5, (17, 1)), rng.normal(0, 0.6, (17, 4))
+    prompt, own = rng.normal(0, 2.5, (17, 1)), rng.normal(0, 0.6, (17, 4))
     truth = utility + prompt + own  # the RM knows which prompt is easy, and of its candidates as much as `slope` says
     seen = prompt + slope * own + 0.6 * np.sqrt(1 - slope**2) * rng.normal(size=truth.shape)
     return {
@@ -59,11 +59,17 @@ def study(change, slope=0.5, settings=("planted", "honest", "paper"), fewer=()):
     return found
 
 
+def standard_only(change, slope=0.5):
+    """The pilots and the standard runs: no other arm is judged, which is quick."""
+    made = study({"": change}, slope=slope)
+    return {name: record for name, record in made.items() if record["arm"] == "standard"}
+
+
 @pytest.fixture
 def verdicts(monkeypatch, tmp_path):
-    def of(stored):
+    def of(stored, figures=False):
         monkeypatch.setattr(results, "stored_runs", lambda folder: stored)
-        return play("llm_study", tmp_path / "results.json", again_prompts=0)
+        return play("llm_study", tmp_path / "results.json", figures, again_prompts=0)
 
     return of
 
@@ -71,16 +77,18 @@ def verdicts(monkeypatch, tmp_path):
 def test_a_collapse_that_foresight_prevents(verdicts):
     saved = {"relaxed": 1.5, "exact": 1.6, "best-of-u": 0.0, "overconfidence": 0.0, "relaxed-permuted": 0.0}
     held = {"kl": -0.1, "practical": 0.0, "refit-kl": 0.1, "exact-centered": 0.1}
-    found, content = verdicts(study({"": -1.6, **saved, **held}, slope=0.0))
+    found, content = verdicts(study({"": -1.6, **saved, **held}, slope=0.0), figures=True)
     assert content["results"]["gate"]["planted"]["passed"] and found["gate-planted"] == "new"
     for arm in ("relaxed", "exact", "kl", "practical", "best-of-u"):
         assert (found[f"prevents-{arm}"], found[f"better-{arm}"]) == ("new", "new")
     for arm in ("random", "refit"):
-        assert (found[f"prevents-{arm}"], found[f"better-{arm}"]) == ("not reproduced", "not reproduced")
+        assert (found[f"prevents-{arm}"], found[f"better-{arm}"]) == ("does not hold", "does not hold")
     assert found["simple-relaxed"] == found["simple-exact"] == "new"
-    assert found["simple-refit"] == "not reproduced"
-    assert found["foresight"] == "new" and found["oracle"] == "not reproduced"
+    assert found["simple-refit"] == "does not hold"
+    assert found["foresight"] == "new" and found["oracle"] == "does not hold"
     assert found["why"] == "new" and found["again"] == "open"
+    drawn = content["results"]["why"]
+    assert drawn["gain"]["low"] < drawn["gain"]["mean"] < drawn["gain"]["high"] and drawn["refit_gain"]["mean"] == 0
     final = content["results"]["final_utility"]["planted"]
     assert list(final["standard"]) == [str(seed) for seed in range(10)] and "early-stop" in final
 
@@ -89,20 +97,63 @@ def test_a_collapse_that_labels_prevent(verdicts):
     """Relaxed FPO does what its control does: no foresight, and the oracle is enough. The RM's slope stays good."""
     same = dict.fromkeys(("relaxed", "overconfidence", "relaxed-permuted", "best-of-u"), 0.5)
     found, _ = verdicts(study({"": -1.6, **same}, slope=0.8))
-    assert found["prevents-relaxed"] == "new" and found["foresight"] == "not reproduced"
-    assert found["oracle"] == "new" and found["why"] in ("partly", "not reproduced")
+    assert found["prevents-relaxed"] == "new" and found["foresight"] == "does not hold"
+    assert found["oracle"] == "new" and found["why"] == "does not hold"
 
 
 def test_without_a_collapse_there_is_nothing_to_prevent(verdicts):
     found, content = verdicts(study({"": -0.2}))
     assert not any(row["passed"] for row in content["results"]["gate"].values())
-    assert found.pop("gate-planted") == found.pop("gate-honest") == "not reproduced"
+    assert found.pop("gate-planted") == found.pop("gate-honest") == "does not hold"
     assert set(found.values()) == {"open"}
+    values = {claim["id"]: claim["value"] for claim in content["claims"]}
+    assert values["study-prevents-kl"] == values["study-foresight"] == "no collapse to prevent"
 
 
-def test_four_seeds_pass_no_gate(verdicts):
-    found, content = verdicts(study({"": -3.0}))
-    assert found["gate-paper"] == "open" and content["results"]["gate"]["paper"]["seeds"] == 4
+def test_four_seeds_pass_no_gate_and_have_no_claim(verdicts):
+    found, content = verdicts(standard_only(-3.0))
+    assert found["gate-planted"] == "new" and "gate-paper" not in found
+    paper = content["results"]["gate"]["paper"]
+    assert paper["seeds"] == 4 and not paper["passed"] and not paper["failed"]
+
+
+def test_an_interval_astride_the_margin_leaves_the_gate_open(verdicts):
+    """Three seeds of ten collapse: the mean fall is above the margin, and its interval on both sides of it."""
+    stored = study({"": -1.6}, settings=("planted",))
+    stored |= {f"planted-standard-{seed}": run("planted", "standard", seed, 0.0) for seed in range(3, 10)}
+    stored |= {f"planted-standard-{seed}": run("planted", "standard", seed, -3.0) for seed in range(3)}
+    found, content = verdicts(stored)
+    gate = content["results"]["gate"]["planted"]
+    assert gate["low"] < content["results"]["delta"] < gate["high"] and (gate["fallen"], gate["far"]) == (3, 3)
+    assert set(found.values()) == {"open"}
+    claims = {claim["id"]: claim for claim in content["claims"]}
+    assert claims["study-prevents-kl"]["value"].startswith("10 of 10 seeds are there")
+
+
+@pytest.mark.parametrize(("own", "texts", "verdict"), [(0, 0, "does not hold"), (10, 0, "new"), (0, 6, "new")])
+def test_a_fall_that_the_reward_model_sees_is_no_collapse(verdicts, own, texts, verdict):
+    """Its own reward rises on so many seeds, the first RM's of the texts on so many."""
+    stored = standard_only(-1.6)
+    for seed in range(10):
+        record = stored[f"planted-standard-{seed}"]
+        record["trace"]["reward"] = sorted(record["trace"]["reward"], reverse=seed >= own)
+        for each in record["watched"]:
+            each["heldout"]["first_reward"] = each["position"] * (1 if seed < texts else -1)
+    found, content = verdicts(stored)
+    gate = content["results"]["gate"]["planted"]
+    assert (gate["own_rises"], gate["texts_rise"], gate["satisfied"]) == (own, texts, max(own, texts))
+    assert found["gate-planted"] == verdict and gate["failed"] == (verdict == "does not hold")
+
+
+def test_an_rm_that_knows_nothing_is_not_right_in_value(verdicts):
+    """Its level error cannot grow, because it is as large as can be: that once passed for right in value."""
+    stored, rng = standard_only(-1.6, slope=0.0), np.random.default_rng(0)
+    for seed in range(10):
+        for each in stored[f"planted-standard-{seed}"]["watched"]:
+            each["probe"]["reward"] = rng.normal(size=(17, 4)).tolist()
+    found, content = verdicts(stored)
+    level = content["results"]["why"]["level"]
+    assert level["end"] < 1.1 * level["start"] and found["why"] == "does not hold"
 
 
 def test_what_is_not_played_yet_stays_open(verdicts):
@@ -110,6 +161,13 @@ def test_what_is_not_played_yet_stays_open(verdicts):
     found, content = verdicts(stored)
     assert found["gate-planted"] == "new" and found["gate-honest"] == "open"
     assert found["prevents-relaxed"] == found["prevents-kl"] == found["foresight"] == "open"
-    assert content["results"]["judged_there"] == len(stored) - len(PLAN["tuning"]["pilots"])
-    found, content = verdicts({})
+    values = {claim["id"]: claim["value"] for claim in content["claims"]}
+    assert values["study-better-relaxed"] == "3 of 10 seeds are there; decided when all arms are complete"
+    assert values["study-oracle"].startswith("relaxed 3, best-of-u 10 of 10 seeds are there")
+    there = content["results"]
+    assert there["judged_there"] == len(stored) - len(PLAN["tuning"]["pilots"])
+    assert (there["verdicts"]["needed"], there["exploratory"]["planned"]) == (128, 90)
+    assert there["judged_there"] == there["verdicts"]["there"] + there["exploratory"]["there"]
+    assert there["exploratory"]["there"] == 24 and there["so_far"]["seeds"] == 3
+    found, content = verdicts({}, figures=True)
     assert set(found.values()) == {"open"} and content["results"]["final_utility"]["planted"] == {}

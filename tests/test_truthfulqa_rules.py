@@ -39,10 +39,11 @@ def verdicts(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "stored_run", lambda name: known if name == "truthfulqa/judge" else STORED(name))
     monkeypatch.setattr(fpo.llm, "RewardModel", Encoder)
 
-    def of(right, **values):
-        """Each arm gives the right answer to so many of the questions."""
+    def of(right, vague=(), **values):
+        """Each arm gives the right answer to so many of the questions, else a wrong one; some say nothing to any."""
         for arm, count in right.items():
             texts = {q.id: q.correct[0] if i < count else q.incorrect[0] for i, q in enumerate(BANK)}
+            texts = dict.fromkeys(texts, "Who knows.") if arm in vague else texts
             content = {"arm": arm, "answers": texts, "cut": []}
             (tmp_path / f"{arm}.json").write_text(json.dumps(content))
         given = {"answers": str(tmp_path), "arms": list(right), "calls": str(tmp_path / "calls")}
@@ -52,20 +53,32 @@ def verdicts(monkeypatch, tmp_path):
 
 
 def test_a_policy_that_tells_the_truth_is_found_by_both(verdicts):
-    found, content = verdicts({"relaxed": 80, "standard": 10, "base": 40})
+    found, content = verdicts({"relaxed": 80, "standard": 10, "base": 0}, vague=["base"])
     for judge in ("truth", "similarity"):
         assert found[f"{judge}-relaxed"] == found[f"{judge}-references"] == found[f"{judge}-referee"] == "new"
         assert content["results"]["ranking"][judge] == "relaxed, base, standard"
     assert found["agreement"] == found["ranking"] == "new"
     assert found["language-model"] == "open"
+    kappa = content["results"]["agreement"]
+    assert kappa["kappa"] == kappa["low"] == kappa["high"] == 1
+
+
+def test_a_ranking_is_open_where_pairs_are_and_fails_where_the_judges_part(verdicts):
+    found, content = verdicts({"relaxed": 45, "standard": 40})
+    assert content["results"]["ranking"]["truth"] == content["results"]["ranking"]["similarity"]
+    assert found["ranking"] == "open"
+    turned = results.stored_run("truthfulqa/judge")
+    turned["judges"] = (-torch.tensor(turned["judges"])).tolist()
+    found, _ = verdicts({"relaxed": 80, "standard": 10})
+    assert found["ranking"] == "does not hold"
 
 
 def test_a_policy_that_lies_is_found_by_both(verdicts):
     found, _ = verdicts({"relaxed": 5, "standard": 79})
-    assert found["truth-relaxed"] == found["similarity-relaxed"] == "not reproduced"
+    assert found["truth-relaxed"] == found["similarity-relaxed"] == "does not hold"
 
 
-@pytest.mark.parametrize("judge, verdict, split", [("honest", "new", 0), ("first", "not reproduced", 70)])
+@pytest.mark.parametrize("judge, verdict, split", [("honest", "new", 0), ("first", "does not hold", 70)])
 def test_a_language_model_is_asked_over_http(judge, verdict, split, verdicts, monkeypatch):
     pytest.importorskip("openai", reason="the judge over HTTP needs the extra judge: pip install 'fpo[judge]'")
     monkeypatch.setenv("FPO_TEST_KEY", "a key")

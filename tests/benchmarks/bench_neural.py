@@ -3,7 +3,7 @@
     PYTHONPATH=tests python tests/benchmarks/bench_neural.py OUT.json
 
 times an iteration for 1 to 1024 runs by each route and number of threads and stores the seconds with their provenance;
-the chapter on the neural game draws them from notebooks/runs/neural_cost.json.
+the chapter on the neural game names two of them, from notebooks/runs/neural_cost.json.
 """
 
 import sys
