@@ -107,3 +107,25 @@ def test_what_is_kept_are_the_labels_that_the_reward_model_was_fitted_to():
     theta = result.of("standard", "actions")[1]
     # Five labels around the mean that iteration 1 had not reached yet: within a few standard deviations of it.
     assert np.abs(result.labeled("standard", 1).mean(1) - theta).max() < 1
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_a_step_corrects_the_level_tilts_the_slope_and_mends_it_with_the_square_of_the_spread(case):
+    """The mechanism chapter's two lines, by autograd through r = <phi, g + G (y - theta)> and a linear U."""
+    rng = torch.Generator().manual_seed(case)
+    d, p, sigma, eta = 3, 7, 0.3, 0.05
+    g, big_g, phi = (torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in ((p,), (p, d), (p,)))
+    value, steep = torch.randn((), generator=rng, dtype=torch.float64), torch.randn(d, generator=rng).double()
+    corners = d**0.5 * torch.eye(d, dtype=torch.float64)
+    eps = torch.cat([corners, -corners])  # mean 0, covariance I
+
+    def loss(parameters):
+        return ((g + sigma * eps @ big_g.T) @ parameters - value - sigma * eps @ steep).square().mean()
+
+    free = phi.clone().requires_grad_()
+    after = phi - eta * torch.autograd.grad(loss(free), free)[0]
+    level, delta = g @ phi - value, big_g.T @ phi - steep
+    mended = level - 2 * eta * (g @ g) * level - 2 * eta * sigma**2 * (big_g.T @ g) @ delta
+    turned = delta - 2 * eta * sigma**2 * big_g.T @ big_g @ delta - 2 * eta * level * big_g.T @ g
+    torch.testing.assert_close(g @ after - value, mended)
+    torch.testing.assert_close(big_g.T @ after - steep, turned)
