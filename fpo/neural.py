@@ -207,9 +207,9 @@ class Trust(NamedTuple):
     """A penalty (weight s / 2) (theta - m)^T S^-1 (theta - m) of R runs: what a Gaussian KL to the labels depends on.
 
     m (R, 1, d) is the labeled actions' mean, S their covariance plus the policy's own sigma^2 I, and s the labels'
-    standard deviation: with weight 1 the best move for a linear U whose labels lie on a line through it is one standard
-    deviation. A policy step ends with the penalty's proximal step, theta <- m + (theta - m) `shrink`, shrink (R, d, d):
-    S (S + lr weight s I)^-1.
+    standard deviation. With weight 1, and where sigma adds little to S, the best move for a U that is linear over the
+    labels is one standard deviation of the labeled actions, (theta - m)^T S^-1 (theta - m) = 1. A policy step ends with
+    the penalty's proximal step, theta <- m + (theta - m) `shrink`, shrink (R, d, d) = S (S + lr weight s I)^-1.
     """
 
     mean: torch.Tensor

@@ -85,17 +85,18 @@ def test_the_labels_slope_is_least_squares_with_an_intercept(case, count):
 
 
 def test_with_weight_one_a_linear_utility_is_followed_one_standard_deviation():
-    """Labels on a line, and next to no spread of the policy's own: the penalized optimum, by repeated steps."""
-    along = torch.linspace(-2, 3, 8, dtype=torch.float64)[:, None]
-    direction = torch.tensor([3.0, 4.0], dtype=torch.float64) / 5
-    y, slope, lr = along * direction, 0.7 * direction, 0.01
-    weights = torch.full((8,), 1 / 8, dtype=torch.float64)
+    """A cloud of labels, and next to no spread of the policy's own: the penalized optimum, by repeated steps."""
+    rng, lr = torch.Generator().manual_seed(1), 0.05
+    y = torch.randn(30, 3, generator=rng).double() * torch.tensor([0.2, 0.5, 1.0])
+    slope = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    weights = torch.full((30,), 1 / 30, dtype=torch.float64)
     trust = neural.trust_region(y[None], (y @ slope)[None], weights, 1e-6, lr)
     theta = y[None, :1]
-    for _ in range(20_000):
+    for _ in range(3000):
         theta = trust.mean + (theta + lr * slope - trust.mean) @ trust.shrink
-    step = float((theta - trust.mean)[0, 0] @ direction)
-    assert step == pytest.approx(float(along.std(correction=0)), rel=1e-3)
+    move, width = (theta - trust.mean)[0, 0], torch.cov(y.T, correction=0)
+    assert float(move @ torch.linalg.solve(width, move)) == pytest.approx(1, rel=1e-6)
+    assert float(move @ slope) == pytest.approx(float((y @ slope).std(correction=0)), rel=1e-6)
 
 
 def test_what_is_kept_are_the_labels_that_the_reward_model_was_fitted_to():
