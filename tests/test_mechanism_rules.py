@@ -34,6 +34,7 @@ def test_where_no_slope_counts_nothing_is_shown(tmp_path):
         "level": "does not hold",
         "power": "partly",  # the kernel's spectrum is whatever slopes count; the steps are too few
         "plane": "does not hold",
+        "score": "new",
         "lag": "does not hold",
         "trust": "open",
         "no-part": "open",
