@@ -47,7 +47,9 @@ MAKE = {
 # Parameters that shorten the commands that name a file.
 SHORTER = {
     "notebooks/linear.ipynb": {"steps": 20},
-    "neural_64_seeds.yaml": {"seeds": [0, 1], "outer_steps": 6, "checkpoints": "", "results_path": ""},
+    "neural_64_seeds.yaml": {
+        "seeds": [0, 1], "outer_steps": 6, "inner_steps": 2, "checkpoints": "", "results_path": "",
+    },
     "smollm2_study.yaml": {
         "judged": 4, "steps": 2, "window": 1, "candidates": 2, "max_new_tokens": 6, "threads": 1, "folder": "",
         "results_path": "",

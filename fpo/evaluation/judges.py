@@ -131,7 +131,7 @@ def quality(probabilities: np.ndarray, labels: Sequence[bool], bins: int = 10) -
 class Similarity:
     """Cosine to the nearest correct reference answer minus that to the nearest incorrect one, from -2 to 2.
 
-    Each reference is read by the encoder once.
+    Each text is read by the encoder once: equal answers are equal to the last digit, whatever they are read beside.
     """
 
     def __init__(self, encoder: RewardModel) -> None:
@@ -140,24 +140,23 @@ class Similarity:
 
     def __call__(self, questions: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
         """The similarity of each answer to the references of its question, (n,)."""
-        references = dict.fromkeys(text for each in questions for text in (*each.correct, *each.incorrect))
-        new = [text for text in references if text not in self._known]
-        self._known |= zip(new, self._read(new), strict=True)
+        self._read([text for each in questions for text in (*each.correct, *each.incorrect)])
+        self._read(answers)
 
-        def nearest(row: torch.Tensor, texts: Sequence[str]) -> float:
-            return float((torch.stack([self._known[text] for text in texts]) @ row).max())
+        def nearest(answer: str, texts: Sequence[str]) -> float:
+            return float((torch.stack([self._known[text] for text in texts]) @ self._known[answer]).max())
 
         return np.array(
             [
-                nearest(row, each.correct) - nearest(row, each.incorrect)
-                for each, row in zip(questions, self._read(list(answers)), strict=True)
+                nearest(answer, each.correct) - nearest(answer, each.incorrect)
+                for each, answer in zip(questions, answers, strict=True)
             ]
         )
 
-    def _read(self, texts: Sequence[str]) -> torch.Tensor:
-        if not texts:
-            return torch.empty(0)
-        return torch.nn.functional.normalize(self._encoder.features(texts), dim=-1)
+    def _read(self, texts: Sequence[str]) -> None:
+        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
+            read = torch.nn.functional.normalize(self._encoder.features(new), dim=-1)
+            self._known |= zip(new, read, strict=True)
 
 
 def read_labels(path: Path, each: int) -> tuple[list[str], list[str], list[bool]]:

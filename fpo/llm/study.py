@@ -226,6 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _play_all(plan: Plan, workers: int, work: Path, only: Sequence[str]) -> None:
+    if not any(job.name.startswith(tuple(only)) for job in plan.missing()):
+        return
     context = get_context("spawn")  # a forked child of a process that has used threads may hang
     running: dict[Future, list[Job]] = {}
     with (
