@@ -248,6 +248,23 @@ def inverse_times_gradient(layers: Layers, theta: torch.Tensor, hessian: GaussNe
     return Direction(torch.cat([-b, torch.ones_like(b[..., :1])], -1) / hessian.ridge, hessian.factors)
 
 
+def refit(
+    layers: Layers, y: torch.Tensor, labels: torch.Tensor, sample_weights: torch.Tensor, ridge: float
+) -> Direction:
+    """a that makes r + <a, g> the RM's exact answer to n labels, in the model that is linear in phi: ridge regression.
+
+    a minimizes sum_i w_i (r(y_i) + <a, g_i> - labels_i)^2 + (ridge / 2) |a|^2. With D = 2 diag(w), the kernel K of the
+    labeled actions and their errors, a = sum_i c_i g_i with
+
+        c = D^(1/2) (D^(1/2) K D^(1/2) + ridge I)^-1 D^(1/2) (labels - r).
+
+    Shapes: y (R, n, d), labels (R, n), sample_weights (n,). A run whose matrix has no Cholesky factor gets NaN.
+    """
+    hessian = gauss_newton(layers, y, sample_weights, ridge)
+    missing = (labels - reward(layers, y))[:, None]
+    return Direction(missing @ hessian.inverse, [(d[:, :-1], x[:, :-1]) for d, x in hessian.factors])
+
+
 def rm_gradient(layers: Layers, y: torch.Tensor, labels: torch.Tensor, sample_weights: torch.Tensor) -> Layers:
     """Gradient of sum_i w_i (r(y_i) - labels_i)^2 in the parameters of R reward models.
 

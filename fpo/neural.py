@@ -22,6 +22,10 @@ where H is the Gauss-Newton Hessian of the loss on the buffer, mean of 2 g g^T, 
 one is gamma <g_bar, I(y)> with the influence I(y) = -H^-1 grad_phi (r(y) - U(y))^2 and the mean gradient g_bar taken at
 the policy's mean. In the first iteration the buffer is empty and the exact arm plays without penalty.
 
+Not in the paper: `rm_steps` Adam steps in an iteration, each on `replay` labels drawn from the buffer; a standard arm
+that climbs, in place of r, the RM's exact answer to the buffer (`mlp.refit`) or the slope of the labels themselves
+(`label_slope`); and a trust region around the labels (`Trust`).
+
 Here R runs (arms x seeds) are one batch, and n actions of each are rows: tensors (R, n, d).
 """
 
@@ -29,11 +33,12 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -83,10 +88,18 @@ class Config(games.Settings):
     new_samples: int = whole(5, 1, 10_000, "actions labeled in an iteration")
     buffer_size: int = Field(
         50,
-        le=10_000,
+        le=100_000,
         description="latest labels that the RM is fitted to",
-        json_schema_extra={"allowed": "a whole number from new_samples to 10,000"},
+        json_schema_extra={"allowed": "a whole number from new_samples to 100,000"},
     )
+    rm_steps: int = whole(1, 1, 10_000, "Adam steps of the RM in an iteration")
+    replay: int = whole(0, 0, 100_000, "labels that each of them draws from the buffer; 0: it takes all")
+    follower: Literal["own", "refit", "labels"] = Field(
+        "own",
+        description="what the policy climbs: the RM's own reward, its exact answer to the buffer, or the labels' slope",
+        json_schema_extra={"allowed": "'own', or with the standard arm alone 'refit' or 'labels'"},
+    )
+    trust: float = real(0.0, 0, 1e6, "weight of the trust region, in standard deviations of the labels; 0: none")
     action_cost: float = games.setting("action_cost", 0.01)
     policy_lr: float = real(0.05, 0, 1e3, "length of a policy step per unit of gradient at the start")
     policy_lr_end: float = real(0.001, 0, 1e3, "the same at the end")
@@ -102,7 +115,9 @@ class Config(games.Settings):
         le=1e3,
         allow_inf_nan=False,
         description="the RM's weight decay, added to the gradient",
-        json_schema_extra={"allowed": "a finite number from 0 to 1000, and with damping 1e-6 or more in the exact arm"},
+        json_schema_extra={
+            "allowed": "a finite number from 0 to 1000, and with damping 1e-6 or more where H is solved"
+        },
     )
     hidden: Annotated[tuple[Annotated[int, Field(strict=True, ge=1, le=4096)], ...], BeforeValidator(as_tuple)] = Field(
         (32, 32),
@@ -137,11 +152,19 @@ class Config(games.Settings):
             raise ValueError("the new samples do not fit")
         return value
 
+    @field_validator("follower")
+    @classmethod
+    def _alone(cls, value: str, info: ValidationInfo) -> str:
+        if value != "own" and info.data.get("arms", ("standard",)) != ("standard",):
+            raise ValueError("the other arms have a direction of their own")
+        return value
+
     @field_validator("rm_decay")
     @classmethod
     def _ridge(cls, value: float, info: ValidationInfo) -> float:
-        if "exact" in info.data.get("arms", ()) and value + info.data.get("damping", 1.0) < 1e-6:
-            raise ValueError("the exact arm's Hessian would be singular")
+        solved = "exact" in info.data.get("arms", ()) or info.data.get("follower") == "refit"
+        if solved and value + info.data.get("damping", 1.0) < 1e-6:
+            raise ValueError("the Hessian would be singular")
         return value
 
     @field_validator("device")
@@ -158,17 +181,63 @@ class Config(games.Settings):
         return sigma, self.policy_lr_end + (self.policy_lr - self.policy_lr_end) * f
 
 
+@dataclass(frozen=True)
 class Result(games.Result):
     """What `simulate` returns: see `games.Result`. Iterations are 0 to `outer_steps` - 1.
 
     Each is recorded after its policy steps and before its RM step, at the policy's mean. A kept RM is the one that the
     policy had climbed: `reward_models` is a list of (weight, bias), each with leading axes (keep, arms, seeds).
+    `buffers` (keep, arms, seeds, buffer_size, d) holds the labeled actions that this RM was fitted to; see `labeled`.
     """
+
+    buffers: Any = None
+
+    def labeled(self, arm: str, iteration: int) -> np.ndarray:
+        """The labeled actions that one arm's RMs had at an iteration that was kept: (seeds, known, d)."""
+        known = min(iteration * self.config.new_samples, self.config.buffer_size)
+        return self.buffers[self.keep.index(iteration), self.config.arms.index(arm)][:, :known]
 
     def reward_model(self, arm: str, seed: int, iteration: int) -> Layers:
         """The RM of one run at an iteration that was kept."""
         at = self.keep.index(iteration), self.config.arms.index(arm), self.config.seeds.index(seed)
         return [(torch.from_numpy(weight[at]), torch.from_numpy(bias[at])) for weight, bias in self.reward_models]
+
+
+class Trust(NamedTuple):
+    """A penalty (weight s / 2) (theta - m)^T S^-1 (theta - m) of R runs: what a Gaussian KL to the labels depends on.
+
+    m (R, 1, d) is the labeled actions' mean, S their covariance plus the policy's own sigma^2 I, and s the labels'
+    standard deviation. With weight 1, and where sigma adds little to S, the best move for a U that is linear over the
+    labels is one standard deviation of the labeled actions, (theta - m)^T S^-1 (theta - m) = 1. A policy step ends with
+    the penalty's proximal step, theta <- m + (theta - m) `shrink`, shrink (R, d, d) = S (S + lr weight s I)^-1.
+    """
+
+    mean: torch.Tensor
+    shrink: torch.Tensor
+
+
+def trust_region(
+    y: torch.Tensor, labels: torch.Tensor, sample_weights: torch.Tensor, sigma: float, weight: float
+) -> Trust:
+    """`Trust` around R buffers: y (R, n, d), labels (R, n), sample_weights (n,); `weight` is lr times the penalty's."""
+    mean = (sample_weights[:, None] * y).sum(1, keepdim=True)
+    away = y - mean
+    eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
+    covariance = (sample_weights[:, None] * away).mT @ away + sigma**2 * eye
+    middle = (sample_weights * labels).sum(-1, keepdim=True)
+    deviation = (sample_weights * (labels - middle).square()).sum(-1).sqrt()
+    return Trust(mean, torch.linalg.solve(covariance + weight * deviation[:, None, None] * eye, covariance))
+
+
+def label_slope(y: torch.Tensor, labels: torch.Tensor, sample_weights: torch.Tensor) -> torch.Tensor:
+    """Slope (R, d) of the weighted linear regression, with intercept, of labels on their actions; no RM is asked.
+
+    Where the actions leave directions open, the shortest slope that fits best. Shapes as in `trust_region`.
+    """
+    root = sample_weights.sqrt()
+    away = root[:, None] * (y - (sample_weights[:, None] * y).sum(1, keepdim=True))
+    rise = root * (labels - (sample_weights * labels).sum(-1, keepdim=True))
+    return (torch.linalg.pinv(away) @ rise[..., None])[..., 0]
 
 
 def climb(
@@ -181,10 +250,13 @@ def climb(
     clip: float,
     at_mean: bool = False,
     hessian: mlp.GaussNewton | None = None,
+    held: mlp.Direction | None = None,
+    trust: Trust | None = None,
 ) -> torch.Tensor:
     """The policy steps of an iteration: theta (R, d) after one step for each noise (R, steps, d), sigma included.
 
-    `at_mean`: whether the penalty reads U at the policy's mean, and not at the sampled action.
+    `at_mean`: whether the penalty reads U at the policy's mean, and not at the sampled action. The objective's a is
+    `hessian`'s at the policy, or else `held`.
 
     `layers`, `objective` and `hessian` are float64 in the exact arm, whatever theta's precision: |H| / ridge digits
     cancel in its direction.
@@ -192,9 +264,11 @@ def climb(
     kind = layers[0][0].dtype
     for eps in noise.unbind(1):
         offset = eps[:, None].to(kind) if at_mean else None
-        a = None if hessian is None else mlp.inverse_times_gradient(layers, theta[:, None].to(kind), hessian)
+        a = held if hessian is None else mlp.inverse_times_gradient(layers, theta[:, None].to(kind), hessian)
         uphill = gradient(layers, (theta + eps)[:, None].to(kind), offset, objective, a)[:, 0].to(theta.dtype)
         theta = theta + lr * uphill.clamp(-clip, clip)
+        if trust is not None:
+            theta = (trust.mean + (theta[:, None] - trust.mean) @ trust.shrink)[:, 0]
     return theta
 
 
@@ -264,13 +338,14 @@ class Batch:
         self.diverged_at = torch.full((len(runs),), -1, device=config.device)
         self.exact = "exact" in arms
         # The exact arm's gradient is worked out in float64: see `climb`.
-        self.fine = torch.float64 if self.exact else kind["dtype"]
+        self.fine = torch.float64 if self.exact or config.follower == "refit" else kind["dtype"]
         self.utility = config.landscape().like(self.theta)
         self.objective = self._objective()
         closed = mlp.gradient_in_closed_form
         self.gradient = mlp.gradient_by_autograd if config.gradient == "autograd" else closed
         # Compiling the exact arm's steps made them slower.
-        self.climb = _compiled(climb) if config.gradient == "compiled" and not self.exact else climb
+        plain = not self.exact and config.follower == "own" and not config.trust
+        self.climb = _compiled(climb) if config.gradient == "compiled" and plain else climb
 
     def _objective(self) -> mlp.Objective:
         config = self.config
@@ -284,7 +359,10 @@ class Batch:
         return mlp.Objective(
             cost=by_run(lambda arm: config.action_cost),
             error_weight=by_run(lambda arm: error_weights.get(arm, 0.0)),
-            norm_weight=by_run(lambda arm: config.gamma_practical if arm == "practical" else 0.0),
+            # A refit's r + <a, g> is a penalty of weight -1.
+            norm_weight=by_run(
+                lambda arm: -float(config.follower == "refit") if arm != "practical" else config.gamma_practical
+            ),
             through_oracle=by_run(lambda arm: arm in config.through_oracle, torch.bool) if through else None,
             utility=config.landscape().like(self.theta.to(self.fine)),
         )
@@ -294,33 +372,59 @@ class Batch:
         config = self.config
         sigma, lr = config.schedule(t)
         policy, self.sampled = sigma * policy.to(self.theta), sigma * config.label_spread * buffer.to(self.theta)
-        objective, hessian, layers = self.objective, None, self.layers
-        if self.exact:
-            known = min(t * config.new_samples, config.buffer_size)
+        objective, hessian, held, layers, gradient = self.objective, None, None, self.layers, self.gradient
+        known = min(t * config.new_samples, config.buffer_size)
+        weights, ridge = self._label_weights(max(known, 1)), config.rm_decay + config.damping
+        solved = self.exact or config.follower == "refit"
+        if solved:
             layers = [(weight.to(self.fine), bias.to(self.fine)) for weight, bias in layers]
-            labeled, ridge = self.buffer.to(self.fine), config.rm_decay + config.damping
-            hessian = mlp.gauss_newton(layers, labeled, self._label_weights(max(known, 1)).to(self.fine), ridge)
-            if not known:
-                objective = objective._replace(error_weight=0 * objective.error_weight)
+            labeled = self.buffer.to(self.fine), self.labels.to(self.fine), weights.to(self.fine)
+            if self.exact:
+                hessian = mlp.gauss_newton(layers, labeled[0], labeled[2], ridge)
+            else:
+                held = mlp.refit(layers, *labeled, ridge)
+        elif config.follower == "labels" and known:
+            gradient = self._follow(label_slope(self.buffer, self.labels, weights))
+        if solved and not known:
+            none = torch.zeros_like(objective.error_weight)
+            objective = objective._replace(error_weight=none, norm_weight=none)
+        trust = None
+        if config.trust and known:
+            trust = trust_region(self.buffer, self.labels, weights, sigma, lr * config.trust)
         rate = torch.tensor(lr, dtype=self.theta.dtype, device=self.theta.device)
         at_mean = config.utility_at == "mean"
         self.theta = self.climb(
-            self.gradient, layers, self.theta, policy, rate, objective, config.clip, at_mean, hessian
+            gradient, layers, self.theta, policy, rate, objective, config.clip, at_mean, hessian, held, trust
         )
         return self._record(t)
 
+    def _follow(self, slope: torch.Tensor) -> Callable:
+        """The gradient of a linear reward of this slope (R, d), less the action's cost."""
+
+        def gradient(layers: Layers, y: torch.Tensor, *rest: Any) -> torch.Tensor:
+            return slope[:, None] - 2 * self.config.action_cost * y
+
+        return gradient
+
     def learn(self, t: int) -> None:
-        """The rest of iteration t: new labels, one step of the RM."""
+        """The rest of iteration t: new labels, the RM's steps."""
         config = self.config
         y = self.theta[:, None] + self.sampled
         rows = (t * config.new_samples + torch.arange(config.new_samples)) % config.buffer_size
         self.buffer[:, rows], self.labels[:, rows] = y, self.utility(y)
-        label_weights = self._label_weights(min((t + 1) * config.new_samples, config.buffer_size))
-        slopes = chain.from_iterable(mlp.rm_gradient(self.layers, self.buffer, self.labels, label_weights))
-        for tensor, slope in zip(self.tensors, slopes, strict=True):
-            # torch's fused Adam reads a gradient with another memory layout wrongly (2.13).
-            tensor.grad = slope.contiguous()
-        self.optimizer.step()
+        known = min((t + 1) * config.new_samples, config.buffer_size)
+        batch = self.buffer, self.labels, self._label_weights(known)
+        for step in range(config.rm_steps):
+            if 0 < config.replay < known:
+                drawn = torch.Generator().manual_seed(t * config.rm_steps + step)
+                some = torch.randint(known, (config.replay,), generator=drawn).to(self.theta.device)
+                even = torch.full((config.replay,), 1 / config.replay).to(self.theta)
+                batch = self.buffer[:, some], self.labels[:, some], even
+            slopes = chain.from_iterable(mlp.rm_gradient(self.layers, *batch))
+            for tensor, slope in zip(self.tensors, slopes, strict=True):
+                # torch's fused Adam reads a gradient with another memory layout wrongly (2.13).
+                tensor.grad = slope.contiguous()
+            self.optimizer.step()
 
     def _label_weights(self, known: int) -> torch.Tensor:
         """1 / known for the rows of the buffer that hold a label, 0 for the others."""
@@ -399,7 +503,7 @@ class Play:
                 self.record[arm][:, t] = values
             if t in self.keep:
                 model = [(weight.clone().cpu(), bias.clone().cpu()) for weight, bias in batch.layers]
-                self.snapshots.setdefault(t, []).append((batch.theta.clone().cpu(), model))
+                self.snapshots.setdefault(t, []).append((batch.theta.clone().cpu(), model, batch.buffer.clone().cpu()))
             batch.learn(t)
 
     def state(self, t: int) -> dict[str, Any]:
@@ -455,6 +559,7 @@ class Play:
                 for i in range(len(config.hidden) + 1)
             ],
             seconds,
+            over_time(lambda part: part[2]),
         )
 
 

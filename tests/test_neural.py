@@ -373,6 +373,7 @@ def test_defaults_are_the_papers():
         "policy_lr_end": 0.001, "sigma": 0.1, "sigma_end": 0.001, "schedule_power": 4.0, "clip": 1.0, "rm_lr": 1e-3,
         "rm_decay": 1e-3, "hidden": (32, 32), "initial_scale": 0.1, "dimensions": 10, "signal_dimensions": 2,
         "target": 2.5, "utility_scale": 10.0, "utility_sharpness": 0.2, "precision": "float32", "label_spread": 1.0,
+        "rm_steps": 1, "replay": 0, "follower": "own", "trust": 0.0,
     }  # fmt: skip
 
 
@@ -389,6 +390,9 @@ BAD = {
     "no hidden layer": ({"hidden": []}, ["hidden", "[]", "1 to 8 whole numbers"]),
     "empty hidden layer": ({"hidden": [32, 0]}, ["hidden", "[32, 0]", "from 1 to 4,096"]),
     "more signal than there is": ({"dimensions": 1}, ["signal_dimensions", "2", "number of dimensions"]),
+    "refit beside others": ({"follower": "refit"}, ["follower", "'refit'", "standard arm alone"]),
+    "singular refit": ({"arms": ["standard"], "follower": "refit", "rm_decay": 0.0}, ["rm_decay", "0.0", "damping"]),
+    "no RM step": ({"rm_steps": 0}, ["rm_steps", "0", "from 1 to"]),
     "singular Hessian": ({"rm_decay": 0.0}, ["rm_decay", "0.0", "damping"]),
     "two faults": ({"clip": 0.0, "sigma": -1.0}, ["2 parameters", "clip = 0.0", "sigma = -1.0"]),
 }

@@ -51,6 +51,34 @@ def penalty(arm, model, y, theta, sampled, known, config):
     return -2 * config.gamma_exact * error * (a @ g)
 
 
+def answer(model, known, config):
+    """What a follower of the labels adds to the RM at an action: nothing, the ridge's answer, or the labels' plane."""
+    parameters = list(model.parameters())
+    x, u = (torch.stack(part) for part in zip(*known, strict=True))
+    if config.follower == "labels":
+        one = torch.cat([x - x.mean(0), torch.ones(len(x), 1, dtype=x.dtype)], 1)
+        plane = torch.linalg.lstsq(one, u[:, None], driver="gelsd").solution[:-1, 0]
+        return lambda y: plane @ y - model(y)[0]
+
+    def slope(y, graph):
+        rows = torch.autograd.grad(model(y)[0], parameters, create_graph=graph, retain_graph=True)
+        return torch.cat([row.flatten() for row in rows])
+
+    g = torch.stack([slope(y, False) for y in x])
+    ridge = (config.rm_decay + config.damping) * torch.eye(g.shape[1], dtype=g.dtype)
+    missing = u - torch.stack([model(y)[0].detach() for y in x])
+    delta = torch.linalg.solve(2 / len(x) * g.T @ g + ridge, 2 / len(x) * g.T @ missing)
+    return lambda y: delta @ slope(y, True)
+
+
+def pulled(theta, known, weight, sigma):
+    """The minimizer of |x - theta|^2 / 2 plus weight times the trust region's penalty, by its own linear equations."""
+    x, u = (torch.stack(part) for part in zip(*known, strict=True))
+    width = torch.cov(x.T, correction=0).reshape(len(theta), -1) + sigma**2 * torch.eye(len(theta), dtype=x.dtype)
+    precision = weight * u.std(correction=0) * torch.linalg.inv(width)
+    return torch.linalg.solve(torch.eye(len(theta), dtype=x.dtype) + precision, theta + precision @ x.mean(0))
+
+
 def run(seed, arm, config, iterations=None):
     """One seed of one arm, one action at a time, by autograd through the parameter gradients: utility, reward, noise.
 
@@ -77,8 +105,12 @@ def run(seed, arm, config, iterations=None):
             y = (theta + sampled).requires_grad_()
             value = model(y)[0] - config.action_cost * (y @ y)
             value = value + penalty(arm, model, y, theta, sampled, buffer, config)
+            if config.follower != "own":
+                value = value + answer(model, buffer, config)(y) if buffer else value
             uphill = torch.autograd.grad(value, y)[0]
             theta = theta + lr * uphill.clamp(-config.clip, config.clip)
+            if config.trust and buffer:
+                theta = pulled(theta, buffer, lr * config.trust, sigma)
         with torch.no_grad():
             noise = torch.linalg.norm(theta[config.signal_dimensions :])
             rows.append([float(utility(theta, config)), float(model(theta)[0]), float(noise)])
@@ -86,8 +118,16 @@ def run(seed, arm, config, iterations=None):
             y = theta + sigma * eps.to(dtype)
             buffer.append((y, utility(y, config)))
         buffer = buffer[-config.buffer_size :]
-        adam.zero_grad()
-        for y, u in buffer:
-            ((model(y)[0] - u) ** 2 / len(buffer)).backward()
-        adam.step()
+        for step in range(config.rm_steps):
+            some = buffer
+            if 0 < config.replay < len(buffer):
+                drawn = torch.Generator().manual_seed(t * config.rm_steps + step)
+                # The game's buffer is a ring: the label of iteration i lies where i left it.
+                first = (t + 1) * config.new_samples - len(buffer)
+                places = torch.randint(len(buffer), (config.replay,), generator=drawn).tolist()
+                some = [buffer[(place - first) % config.buffer_size] for place in places]
+            adam.zero_grad()
+            for y, u in some:
+                ((model(y)[0] - u) ** 2 / len(some)).backward()
+            adam.step()
     return np.array(rows).T
