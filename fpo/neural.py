@@ -337,8 +337,9 @@ class Batch:
         self.labels = torch.zeros(len(runs), config.buffer_size, **kind)
         self.diverged_at = torch.full((len(runs),), -1, device=config.device)
         self.exact = "exact" in arms
-        # The exact arm's gradient is worked out in float64: see `climb`.
-        self.fine = torch.float64 if self.exact or config.follower == "refit" else kind["dtype"]
+        self.solves = self.exact or config.follower == "refit"
+        # A gradient through H^-1 is worked out in float64: see `climb`.
+        self.fine = torch.float64 if self.solves else kind["dtype"]
         self.utility = config.landscape().like(self.theta)
         self.objective = self._objective()
         closed = mlp.gradient_in_closed_form
@@ -375,8 +376,7 @@ class Batch:
         objective, hessian, held, layers, gradient = self.objective, None, None, self.layers, self.gradient
         known = min(t * config.new_samples, config.buffer_size)
         weights, ridge = self._label_weights(max(known, 1)), config.rm_decay + config.damping
-        solved = self.exact or config.follower == "refit"
-        if solved:
+        if self.solves:
             layers = [(weight.to(self.fine), bias.to(self.fine)) for weight, bias in layers]
             labeled = self.buffer.to(self.fine), self.labels.to(self.fine), weights.to(self.fine)
             if self.exact:
@@ -385,7 +385,7 @@ class Batch:
                 held = mlp.refit(layers, *labeled, ridge)
         elif config.follower == "labels" and known:
             gradient = self._follow(label_slope(self.buffer, self.labels, weights))
-        if solved and not known:
+        if self.solves and not known:
             none = torch.zeros_like(objective.error_weight)
             objective = objective._replace(error_weight=none, norm_weight=none)
         trust = None

@@ -214,7 +214,7 @@ def test_similarity_takes_the_nearest_reference_of_each_kind(tiny):
     encoder = RewardModel(settings(**tiny))
     asked = [HELD_OUT[0], HELD_OUT[0], HELD_OUT[9]]
     given = [HELD_OUT[0].correct[1], HELD_OUT[0].incorrect[0], "Neither here nor there."]
-    found = judges.Similarity(encoder)(asked, given)
+    found = judges.similarity(encoder, asked, given)
 
     def near(text, kind):
         a = encoder.features([text])[0]

@@ -48,7 +48,7 @@ TABLE = {
     "fpo.llm.reading": NOTHING,
     "fpo.llm.models": llm("reading settings weights"),
     "fpo.llm.head": {"steering", "parameters", *llm("models prompts")},
-    "fpo.llm.oracles": {"parameters", *llm("labels models prompts")},
+    "fpo.llm.oracles": {"parameters", *llm("labels models prompts settings")},
     "fpo.llm.workbench": {"parameters", "rules", *llm("decoding head models oracles prompts settings team weights")},
     "fpo.llm.candidates": {"rules", *llm("decoding head labels oracles prompts settings team workbench")},
     "fpo.llm.runs": {"files", *llm("candidates head models oracles settings team")},

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,31 @@ RIDGES = (1e-4, 1e-3, 1e-2)
 LABEL = re.compile(r"Q: (.*?)\nA: (.*)\nTrue:", re.DOTALL)
 
 
-def features(encoder: RewardModel, questions: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
+class Reads(Protocol):
+    """What the judges ask of an encoder: features (n, p) of texts, after prompts or alone."""
+
+    def features(self, texts: Sequence[str], prompts: Sequence[str] | None = None, /) -> torch.Tensor:
+        """One row a text."""
+        ...
+
+
+class ReadOnce:
+    """An encoder that reads each text once: equal texts have equal features, whatever they are read beside."""
+
+    def __init__(self, encoder: Reads) -> None:
+        self._encoder = encoder
+        self._known: dict[tuple[str, str | None], torch.Tensor] = {}
+
+    def features(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> torch.Tensor:
+        """As the encoder's."""
+        asked = list(zip(texts, [None] * len(texts) if prompts is None else prompts, strict=True))
+        if new := [each for each in dict.fromkeys(asked) if each not in self._known]:
+            own = [text for text, _ in new], None if prompts is None else [prompt or "" for _, prompt in new]
+            self._known |= zip(new, self._encoder.features(*own), strict=True)
+        return torch.stack([self._known[each] for each in asked])
+
+
+def features(encoder: Reads, questions: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
     """What a frozen encoder reads of question and answer together, and a 1 for the constant: (n, p + 1), doubles."""
     read = encoder.features(list(answers), list(questions)).double()
     return torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
@@ -128,35 +152,20 @@ def quality(probabilities: np.ndarray, labels: Sequence[bool], bins: int = 10) -
     }
 
 
-class Similarity:
-    """Cosine to the nearest correct reference answer minus that to the nearest incorrect one, from -2 to 2.
-
-    Each text is read by the encoder once: equal answers are equal to the last digit, whatever they are read beside.
-    """
-
-    def __init__(self, encoder: RewardModel) -> None:
-        self._encoder = encoder
-        self._known: dict[str, torch.Tensor] = {}
-
-    def __call__(self, questions: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
-        """The similarity of each answer to the references of its question, (n,)."""
-        self._read([text for each in questions for text in (*each.correct, *each.incorrect)])
-        self._read(answers)
-
-        def nearest(answer: str, texts: Sequence[str]) -> float:
-            return float((torch.stack([self._known[text] for text in texts]) @ self._known[answer]).max())
-
-        return np.array(
-            [
-                nearest(answer, each.correct) - nearest(answer, each.incorrect)
-                for each, answer in zip(questions, answers, strict=True)
-            ]
-        )
-
-    def _read(self, texts: Sequence[str]) -> None:
-        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
-            read = torch.nn.functional.normalize(self._encoder.features(new), dim=-1)
-            self._known |= zip(new, read, strict=True)
+def similarity(encoder: Reads, questions: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
+    """Cosine to the nearest correct reference answer minus that to the nearest incorrect one, (n,), from -2 to 2."""
+    known = list(dict.fromkeys(text for each in questions for text in (*each.correct, *each.incorrect)))
+    place = {text: row for row, text in enumerate(known)}
+    references, read = (
+        torch.nn.functional.normalize(encoder.features(texts), dim=-1) for texts in (known, list(answers))
+    )
+    return np.array(
+        [
+            float((references[[place[t] for t in each.correct]] @ row).max())
+            - float((references[[place[t] for t in each.incorrect]] @ row).max())
+            for each, row in zip(questions, read, strict=True)
+        ]
+    )
 
 
 def read_labels(path: Path, each: int) -> tuple[list[str], list[str], list[bool]]:

@@ -13,13 +13,24 @@ import torch
 from fpo.llm.labels import Labels, OracleError
 from fpo.llm.models import RewardModel
 from fpo.llm.prompts import Prompt
+from fpo.llm.settings import PAIRWISE
 from fpo.parameters import ParameterError, brief, one_line
 
 Oracle = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 Preference = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], Sequence[float]]
 
-PAIRWISE = "pairwise:"
 SURE = 1e-6  # a judge's preference is kept so far from 0 and 1: its log-odds are finite
+
+
+def log_odds(preferences: Sequence[float]) -> torch.Tensor:
+    """log(p / (1 - p)) in double precision, of p kept `SURE` away from 0 and 1.
+
+    Examples
+    --------
+    >>> log_odds([0.5, 0.0]).round(decimals=3).tolist()
+    [0.0, -13.816]
+    """
+    return torch.tensor(preferences, dtype=torch.float64).clamp(SURE, 1 - SURE).logit()
 
 
 def likelihood_utility(nll: float, tokens: int) -> float:
@@ -116,7 +127,7 @@ class Pairwise:
     """U = log(p / (1 - p)) / scale from p, a judge's probability that a response beats its prompt's reference.
 
     With the reference's own U at 0, what the RM learns is p again: sigmoid(scale (U_z - U_ref)) = p (Bradley-Terry).
-    A text that is the reference is judged by nobody. p is kept `SURE` away from 0 and 1.
+    A text that is the reference is judged by nobody.
 
     Parameters
     ----------
@@ -146,7 +157,7 @@ class Pairwise:
         if len(found) != len(at) or any(not 0 <= p <= 1 for p in found):
             raise OracleError(f"the judge of pairs must give a number from 0 to 1 for each of {len(at)} pairs")
         utilities = torch.zeros(len(prompts), dtype=torch.float64)
-        utilities[at] = torch.tensor(found, dtype=torch.float64).clamp(SURE, 1 - SURE).logit() / self._scale
+        utilities[at] = log_odds(found) / self._scale
         return utilities.tolist()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fpo.llm.settings import Settings, settings
+from fpo.llm.settings import PAIRWISE, Settings, settings
 from fpo.parameters import ParameterError
 
 
@@ -75,7 +75,7 @@ class Plan:
         for arm in content["arms"]:
             self._settings(content["tuning"]["setting"], arm, 0, 1.0)
         for name in content["settings"]:
-            if (oracle := self._settings(name, next(iter(content["arms"])), 0, None).oracle).startswith("pairwise:"):
+            if (oracle := self._settings(name, next(iter(content["arms"])), 0, None).oracle).startswith(PAIRWISE):
                 raise ParameterError(
                     f"plan: settings: {name}: oracle = {oracle!r}: held-out prompts have no response to compare with"
                 )

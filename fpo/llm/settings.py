@@ -10,6 +10,7 @@ from pydantic import Field
 from fpo.parameters import ParameterError, Parameters, allowed, brief, one_line, real, text, whole
 from fpo.rules import RULES
 
+PAIRWISE = "pairwise:"  # an oracle's name begins with it if it judges pairs
 RuleName = Literal[*RULES]  # type: ignore[valid-type]  # a checker sees no names in it: they stand in the records alone
 
 
@@ -59,7 +60,7 @@ class Settings(Parameters):
         "likelihood",
         "true utility U: of your own, (prompts, responses) -> numbers, or with `pairwise:` (prompts, responses, "
         "references) -> probabilities that the response is better",
-        "likelihood, answer, MODULE:FUNCTION, or pairwise:MODULE:FUNCTION",
+        f"likelihood, answer, MODULE:FUNCTION, or {PAIRWISE}MODULE:FUNCTION",
     )
     scale: float = real(1.0, 1e-6, 1e6, "of utilities in what the RM learns: p* = sigmoid(scale (U_z - U_ref))")
     labels: str = Field(

@@ -8,9 +8,9 @@ import torch
 from fpo.llm.decoding import Continuations
 from fpo.llm.head import FITTED, FirstFits, check_answers
 from fpo.llm.models import Policy, RewardModel
-from fpo.llm.oracles import PAIRWISE, Agreement, Kept, Oracle, Pairwise, judged, named_oracle
+from fpo.llm.oracles import Agreement, Kept, Oracle, Pairwise, judged, named_oracle
 from fpo.llm.prompts import Prompt, load_prompts
-from fpo.llm.settings import Settings
+from fpo.llm.settings import PAIRWISE, Settings
 from fpo.llm.team import Team
 from fpo.llm.weights import packaged_encoder
 from fpo.parameters import ParameterError, brief

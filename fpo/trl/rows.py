@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from fpo.llm.labels import Labels, OracleError
-from fpo.llm.oracles import SURE
+from fpo.llm.oracles import log_odds
 from fpo.parameters import ParameterError
 from fpo.trl.head import Said, plain
 
@@ -159,7 +159,7 @@ class Judge:
         found = self._ask(rows, asked, [rows.completions[row] for row in asked])
         if self._oracle is not None:
             return found
-        return torch.tensor(found, dtype=torch.float64).clamp(SURE, 1 - SURE).logit().tolist()
+        return log_odds(found).tolist()
 
     def _ask(self, rows: Rows, asked: Sequence[int], said: Sequence[Said]) -> list[float]:
         """What is said of these texts, each known or asked for once.
