@@ -216,7 +216,6 @@ def contents_page(chapters):
                 each.attrs.pop("id", None)
                 if each.name == "a":
                     each.unwrap()
-            add(line, "span", "print-dots")
             add(line, "span", "print-number")
     return page.extract()
 
