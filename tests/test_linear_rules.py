@@ -1,12 +1,8 @@
 """The verdict rules of the linear chapter can fail: settings in which a claim does not hold, or cannot be decided."""
 
-from pathlib import Path
-
-import papermill
 import pytest
-from tools.verdicts import read
+from tools.verdicts import play
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "linear.ipynb"
 SIXTEEN = list(range(16))
 
 CASES = {
@@ -53,9 +49,5 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_verdicts(case, tmp_path):
     parameters, expected = CASES[case]
-    path = tmp_path / "results.json"
-    papermill.execute_notebook(
-        NOTEBOOK, None, {**parameters, "results_path": str(path)}, cwd=tmp_path, progress_bar=False, log_output=False
-    )
-    verdicts, _ = read(path)
+    verdicts, _ = play("linear", tmp_path / "results.json", **parameters)
     assert {name: verdicts[name] for name in expected} == expected

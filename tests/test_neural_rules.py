@@ -4,6 +4,7 @@ from pathlib import Path
 
 import papermill
 import pytest
+from tools import verdicts as chapter
 from tools.verdicts import read
 
 from fpo import neural
@@ -28,9 +29,13 @@ def play(folder, **parameters):
     return read(path)
 
 
+def play_here(folder, **parameters):
+    return chapter.play("neural", folder / "results.json", **SHORT, **parameters)
+
+
 def test_with_a_margin_that_saves_every_run(tmp_path):
     """Nothing collapses, so the arms that prevent it do so, and those that were said to fail do not."""
-    verdicts, _ = play(tmp_path, **SHORT, arms=["relaxed"], saved_margin=20.0)
+    verdicts, _ = play_here(tmp_path, arms=["relaxed"], saved_margin=20.0)
     expected = {
         "low": "not reproduced",
         "fall": "not reproduced",
@@ -46,7 +51,7 @@ def test_with_a_margin_that_saves_every_run(tmp_path):
 
 
 def test_with_a_margin_that_saves_no_run(tmp_path):
-    verdicts, _ = play(tmp_path, **SHORT, arms=["standard"], saved_margin=0.0)
+    verdicts, _ = play_here(tmp_path, arms=["standard"], saved_margin=0.0)
     expected = {
         "low": "reproduced",
         "exact": "does not hold",
