@@ -4,8 +4,7 @@ from pathlib import Path
 
 import papermill
 import pytest
-from tools import verdicts as chapter
-from tools.verdicts import read
+from tools.verdicts import play, read
 
 from fpo import neural
 
@@ -13,7 +12,12 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "neural.ipynb"
 SHORT = {"outer_steps": 12}
 
 
-def play(folder, **parameters):
+def check_prints(printed):
+    """The chapter's own checks by a second route were made, and held."""
+    assert "the loops agree" in printed and "the routes agree" in printed and "the two agree" in printed
+
+
+def play_as_notebook(folder, **parameters):
     path = folder / "results.json"
     played = papermill.execute_notebook(
         NOTEBOOK,
@@ -24,18 +28,14 @@ def play(folder, **parameters):
         log_output=False,
     )
     outputs = [output for cell in played.cells for output in cell.get("outputs", ())]
-    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
-    assert "the loops agree" in printed and "the routes agree" in printed and "the two agree" in printed
+    check_prints("".join(output.text for output in outputs if output.get("name") == "stdout"))
     return read(path)
 
 
-def play_here(folder, **parameters):
-    return chapter.play("neural", folder / "results.json", **SHORT, **parameters)
-
-
-def test_with_a_margin_that_saves_every_run(tmp_path):
+def test_with_a_margin_that_saves_every_run(tmp_path, capsys):
     """Nothing collapses, so the arms that prevent it do so, and those that were said to fail do not."""
-    verdicts, _ = play_here(tmp_path, arms=["relaxed"], saved_margin=20.0)
+    verdicts, _ = play("neural", tmp_path / "results.json", **SHORT, arms=["relaxed"], saved_margin=20.0)
+    check_prints(capsys.readouterr().out)
     expected = {
         "low": "not reproduced",
         "fall": "not reproduced",
@@ -50,8 +50,9 @@ def test_with_a_margin_that_saves_every_run(tmp_path):
     assert {name: verdicts[name] for name in expected} == expected
 
 
-def test_with_a_margin_that_saves_no_run(tmp_path):
-    verdicts, _ = play_here(tmp_path, arms=["standard"], saved_margin=0.0)
+def test_with_a_margin_that_saves_no_run(tmp_path, capsys):
+    verdicts, _ = play("neural", tmp_path / "results.json", **SHORT, arms=["standard"], saved_margin=0.0)
+    check_prints(capsys.readouterr().out)
     expected = {
         "low": "reproduced",
         "exact": "does not hold",
@@ -76,7 +77,7 @@ def test_a_study_of_its_own(tmp_path):
         "study": "run",
         "checkpoints": str(checkpoints),
     }
-    verdicts, content = play(tmp_path, **settings)
+    verdicts, content = play_as_notebook(tmp_path, **settings)
     assert verdicts["exact"] == verdicts["cost"] == "does not hold"
     # None saved either; but none has fallen, the other part of the rule.
     assert verdicts["relaxed"] == "partly" and verdicts["fall"] == "not reproduced"
@@ -86,7 +87,7 @@ def test_a_study_of_its_own(tmp_path):
     assert ends == list(content["results"]["final_utility"]["exact"].values())
     assert content["results"]["provenance"]["wall_seconds"] > 0
     files = {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()}
-    _, again = play(tmp_path, **settings)
+    _, again = play_as_notebook(tmp_path, **settings)
     for one in (content, again):
         del one["results"]["provenance"], one["results"]["study_minutes"]
     assert again["results"] == content["results"]
@@ -96,7 +97,7 @@ def test_a_study_of_its_own(tmp_path):
 def test_a_study_needs_seeds_beside_the_first_five(tmp_path):
     """They are refused before the hour that it takes, not by the comparison at its end."""
     with pytest.raises(papermill.PapermillExecutionError) as caught:
-        play(tmp_path, study="run", seeds=[0, 1, 2, 3, 4])
+        play_as_notebook(tmp_path, study="run", seeds=[0, 1, 2, 3, 4])
     assert caught.value.ename == "ParameterError" and "not 0 to 4 alone" in caught.value.evalue
 
 
@@ -105,7 +106,7 @@ BAD = {"study": "maybe", "saved_margin": -1.0, "gamma_exact": -2.0, "hidden": []
 
 def test_bad_parameters_end_the_notebook_at_once(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as caught:
-        play(tmp_path, **BAD)
+        play_as_notebook(tmp_path, **BAD)
     assert caught.value.ename == "ParameterError" and "4 parameters" in caught.value.evalue
     for name in BAD:
         assert f"{name} = " in caught.value.evalue
