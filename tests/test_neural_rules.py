@@ -4,7 +4,7 @@ from pathlib import Path
 
 import papermill
 import pytest
-from tools.verdicts import play, read
+from tools.verdicts import play
 
 from fpo import neural
 
@@ -17,19 +17,13 @@ def check_prints(printed):
     assert "the loops agree" in printed and "the routes agree" in printed and "the two agree" in printed
 
 
-def play_as_notebook(folder, **parameters):
-    path = folder / "results.json"
-    played = papermill.execute_notebook(
-        NOTEBOOK,
-        None,
-        {**parameters, "results_path": str(path)},
-        cwd=NOTEBOOK.parent,
-        progress_bar=False,
-        log_output=False,
-    )
-    outputs = [output for cell in played.cells for output in cell.get("outputs", ())]
-    check_prints("".join(output.text for output in outputs if output.get("name") == "stdout"))
-    return read(path)
+def refused(folder, **parameters):
+    """How the chapter, executed by papermill, refuses parameters: name and text of its error."""
+    values = {**parameters, "results_path": str(folder / "results.json")}
+    quietly = {"progress_bar": False, "log_output": False}
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        papermill.execute_notebook(NOTEBOOK, None, values, cwd=NOTEBOOK.parent, **quietly)
+    return caught.value.ename, caught.value.evalue
 
 
 def test_with_a_margin_that_saves_every_run(tmp_path, capsys):
@@ -66,7 +60,7 @@ def test_with_a_margin_that_saves_no_run(tmp_path, capsys):
     assert verdicts["rest"] in ("partly", "does not hold")
 
 
-def test_a_study_of_its_own(tmp_path):
+def test_a_study_of_its_own(tmp_path, capsys):
     """A few iterations save nothing; made again with the checkpoints, the study is read and not played."""
     checkpoints = tmp_path / "checkpoints"
     settings = {
@@ -77,7 +71,8 @@ def test_a_study_of_its_own(tmp_path):
         "study": "run",
         "checkpoints": str(checkpoints),
     }
-    verdicts, content = play_as_notebook(tmp_path, **settings)
+    verdicts, content = play("neural", tmp_path / "results.json", **settings)
+    check_prints(capsys.readouterr().out)
     assert verdicts["exact"] == verdicts["cost"] == "does not hold"
     # None saved either; but none has fallen, the other part of the rule.
     assert verdicts["relaxed"] == "partly" and verdicts["fall"] == "not reproduced"
@@ -87,7 +82,8 @@ def test_a_study_of_its_own(tmp_path):
     assert ends == list(content["results"]["final_utility"]["exact"].values())
     assert content["results"]["provenance"]["wall_seconds"] > 0
     files = {path: path.stat().st_mtime_ns for path in checkpoints.iterdir()}
-    _, again = play_as_notebook(tmp_path, **settings)
+    _, again = play("neural", tmp_path / "again.json", **settings)
+    check_prints(capsys.readouterr().out)
     for one in (content, again):
         del one["results"]["provenance"], one["results"]["study_minutes"]
     assert again["results"] == content["results"]
@@ -96,18 +92,16 @@ def test_a_study_of_its_own(tmp_path):
 
 def test_a_study_needs_seeds_beside_the_first_five(tmp_path):
     """They are refused before the hour that it takes, not by the comparison at its end."""
-    with pytest.raises(papermill.PapermillExecutionError) as caught:
-        play_as_notebook(tmp_path, study="run", seeds=[0, 1, 2, 3, 4])
-    assert caught.value.ename == "ParameterError" and "not 0 to 4 alone" in caught.value.evalue
+    name, text = refused(tmp_path, study="run", seeds=[0, 1, 2, 3, 4])
+    assert name == "ParameterError" and "not 0 to 4 alone" in text
 
 
 BAD = {"study": "maybe", "saved_margin": -1.0, "gamma_exact": -2.0, "hidden": []}
 
 
 def test_bad_parameters_end_the_notebook_at_once(tmp_path):
-    with pytest.raises(papermill.PapermillExecutionError) as caught:
-        play_as_notebook(tmp_path, **BAD)
-    assert caught.value.ename == "ParameterError" and "4 parameters" in caught.value.evalue
+    error, text = refused(tmp_path, **BAD)
+    assert error == "ParameterError" and "4 parameters" in text
     for name in BAD:
-        assert f"{name} = " in caught.value.evalue
+        assert f"{name} = " in text
     assert not list(tmp_path.iterdir())
