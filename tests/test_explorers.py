@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bs4 import BeautifulSoup
 from tools import pages
 from tools.explorers import WHERE, field, query_of, stored
 from tools.sphinx_book import Book
@@ -320,9 +319,7 @@ def test_from_a_file_as_from_a_server(built_book, browser, name):
 
 def weight(built_book, name):
     """Bytes that an explorer adds to a page."""
-    root = BeautifulSoup((built_book / WHERE[name]).read_text(encoding="utf8"), "html.parser").select_one(
-        f"#explorer-{name}"
-    )
+    root = pages.parsed(built_book, WHERE[name]).select_one(f"#explorer-{name}")
     inline = sum(len(str(part).encode()) for part in root.find_all(["form", "script"], recursive=False))
     scripts = (built_book / "_static" / "explorers" / f"{each}.js" for each in ("explorer", name))
     return inline + sum(script.stat().st_size for script in scripts)
@@ -335,7 +332,7 @@ def test_an_explorer_is_small(built_book, name):
 
 def test_only_pages_with_an_explorer_load_its_scripts(built_book):
     for path in pages.page_paths(built_book):
-        soup = BeautifulSoup((built_book / path).read_text(encoding="utf8"), "html.parser")
+        soup = pages.parsed(built_book, path)
         loaded = {
             Path(script["src"].split("?")[0]).stem
             for script in soup.select("script[src]")

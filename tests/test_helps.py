@@ -24,14 +24,10 @@ def reading_order():
     return [f"{page}.html" for page in parse_toc_yaml(ROOT / "_toc.yml")]
 
 
-def read(site, path):
-    return BeautifulSoup((site / path).read_text(encoding="utf-8"), "html.parser")
-
-
 @pytest.fixture(scope="module")
 def site(built_book):
     """All pages, parsed once."""
-    return {path: read(built_book, path) for path in reading_order()}
+    return {path: pages.parsed(built_book, path) for path in reading_order()}
 
 
 # A tiny book
@@ -164,8 +160,9 @@ def test_every_chapter_explains_its_terms_symbols_and_equations(site):
         page = site[path]
         assert page.select(".helped a[href*='glossary.html#term-']"), path
         assert page.select(".helped.symbol"), f"{path}: book/notation.md has no section for it"
+        texts = {each["id"]: each for each in page.select("[id]")}
         for place in page.select(".helped"):
-            assert page.find(id=place["data-help"]).get_text(strip=True), (path, str(place)[:200])
+            assert texts[place["data-help"]].get_text(strip=True), (path, str(place)[:200])
         links = page.select("article a[href*='#equation-']:not(.headerlink)")
         assert all(link.find_parent(class_="helped") for link in links if not link.find_parent(class_="help-texts")), (
             path
@@ -237,7 +234,7 @@ def unclean(sections, folder):
     found = []
     leftovers = re.compile(r"\\[A-Za-z]+|\$|\{[a-z:-]+\}`|`|<[a-z/]+[ >]|\]\(|\*\*|#\s*$")
     for each in sections:
-        page = read(folder, each["page"])
+        page = pages.parsed(folder, each["page"])
         ids = {node["id"] for node in page.select("[id]")}
         samples = sorted((code.get_text() for code in page.select("code.literal")), key=len, reverse=True)
         for anchor, title, text in each["parts"]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from bs4 import BeautifulSoup
 from pybtex.database import parse_string
 from tools import pages
 from tools.sphinx_book import Book
@@ -28,7 +27,7 @@ EXTENSIONS = [
 
 
 def page(built_book, name):
-    return BeautifulSoup((built_book / "book" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+    return pages.parsed(built_book, f"book/{name}.html")
 
 
 def results(name):
@@ -69,7 +68,7 @@ def test_every_chapter_is_on_both_pages_in_reading_order(built_book):
     for item in first.select("ul.chapters > li"):
         assert "?" in item.select("p")[1].get_text() and item.select(".chapter-verdicts a")
     for name in CHAPTERS:
-        card = BeautifulSoup((built_book / "notebooks" / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+        card = pages.parsed(built_book, f"notebooks/{name}.html")
         answer = next(p for p in card.select(".summary-card p") if p.get_text().startswith("Answer."))
         part = brief.select_one(f"#brief-{name}")
         question, told = (paragraph.get_text() for paragraph in part.select("p")[:2])

@@ -128,7 +128,7 @@ def test_every_formula_of_the_book_is_drawn(built_book):
         text = (built_book / path).read_text(encoding="utf8")
         assert "data-formula" not in text and "tex-svg" not in text, path
         count += text.count("<mjx-container ")
-        displays = BeautifulSoup(text, "html.parser").select("article div.math")
+        displays = pages.parsed(built_book, path).select("article div.math")
         assert all(box["tabindex"] == "0" and box["aria-label"] for box in displays), (
             path
         )  # without waiting for a script

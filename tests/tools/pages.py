@@ -20,9 +20,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
+
+from bs4 import BeautifulSoup
 
 from tools import Fault, looks
 
@@ -171,6 +174,12 @@ def read_page(folder: Path, path: str) -> Page:
     reader.feed((folder / path).read_text(encoding="utf-8"))
     reader.close()
     return reader.page
+
+
+@cache
+def parsed(folder: Path, path: str) -> BeautifulSoup:
+    """A page of a built book as a tree, which many tests read and none may change."""
+    return BeautifulSoup((folder / path).read_text(encoding="utf-8"), "html.parser")
 
 
 def page_paths(folder: Path) -> list[str]:
