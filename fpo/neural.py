@@ -34,7 +34,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from time import monotonic
@@ -393,6 +393,8 @@ class Batch:
             trust = trust_region(self.buffer, self.labels, weights, sigma, lr * config.trust)
         rate = torch.tensor(lr, dtype=self.theta.dtype, device=self.theta.device)
         at_mean = config.utility_at == "mean"
+        if config.gradient == "closed-form" and gradient is self.gradient:
+            gradient = partial(gradient, ways=mlp.both_ways(layers))
         self.theta = self.climb(
             gradient, layers, self.theta, policy, rate, objective, config.clip, at_mean, hessian, held, trust
         )
