@@ -394,7 +394,7 @@ class Batch:
         rate = torch.tensor(lr, dtype=self.theta.dtype, device=self.theta.device)
         at_mean = config.utility_at == "mean"
         if config.gradient == "closed-form" and gradient is self.gradient:
-            gradient = partial(gradient, ways=mlp.both_ways(layers))
+            gradient = partial(mlp.gradient_in_closed_form, ways=mlp.both_ways(layers))
         self.theta = self.climb(
             gradient, layers, self.theta, policy, rate, objective, config.clip, at_mean, hessian, held, trust
         )
