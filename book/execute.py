@@ -58,6 +58,7 @@ def run(name, notebook, parameters, folder, progress):
             parameters,
             cwd=folder,
             progress_bar=progress,
+            start_timeout=TIME_LIMIT,  # a busy machine takes more than papermill's minute to start a kernel
             timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
         )
     except (CellTimeoutError, DeadKernelError) as error:

@@ -34,6 +34,7 @@ hypothesis.settings.load_profile("fpo")
 def pytest_configure(config):
     config.stash[chapters.FOLDER] = folder = tempfile.TemporaryDirectory(prefix="results-")
     config.add_cleanup(folder.cleanup)
+    config.option.nbval_kernel_startup_timeout = chapters.OUTPUT_SECONDS
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Progress(config))
 

@@ -20,7 +20,7 @@ from fpo.results import decimals_at
 FOLDER: pytest.StashKey[tempfile.TemporaryDirectory] = pytest.StashKey()
 # A number with decimals; whole numbers are counts, which repeat. The groups: digits before and after the point.
 DECIMAL = re.compile(r"(?<![\w.])-?\d[\d,]*\.(\d+)(?![\d.]*[e\w])")
-OUTPUT_SECONDS = 600  # a busy machine may take its time to hand an output over
+OUTPUT_SECONDS = 600  # a busy machine may take its time to start a kernel, or to hand an output over
 
 
 def snapped(text: str, committed: str) -> str:
