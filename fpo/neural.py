@@ -442,7 +442,8 @@ class Batch:
             layers = [(weight.to(self.fine), bias.to(self.fine)) for weight, bias in layers]
             labeled = self.buffer.to(self.fine), self.labels.to(self.fine), weights.to(self.fine)
             if config.remedy in remedies.SOLVED:
-                answers = remedies.answers(layers, *labeled, ridge) if known else None
+                some = labeled[0][:, :known], labeled[1][:, :known], labeled[2][:known]
+                answers = remedies.answers(layers, *some, ridge) if known else None
             elif self.exact:
                 hessian = mlp.gauss_newton(layers, labeled[0], labeled[2], ridge)
             else:
@@ -491,8 +492,9 @@ class Batch:
                 some = torch.randint(known, (config.replay,), generator=drawn).to(self.theta.device)
                 even = torch.full((config.replay,), 1 / config.replay).to(self.theta)
                 batch = self.buffer[:, some], self.labels[:, some], even
-            several = (part.repeat(config.members, *[1] * (part.dim() - 1)) for part in batch[:2])
-            slopes = chain.from_iterable(mlp.rm_gradient(self.layers, *several, batch[2]))
+            y, labels, weights = batch
+            several = y.repeat(config.members, 1, 1), labels.repeat(config.members, 1)
+            slopes = chain.from_iterable(mlp.rm_gradient(self.layers, *several, weights))
             for tensor, slope in zip(self.tensors, slopes, strict=True):
                 # torch's fused Adam reads a gradient with another memory layout wrongly (2.13).
                 tensor.grad = slope.contiguous()
