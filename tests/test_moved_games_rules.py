@@ -113,7 +113,7 @@ def test_a_game_without_home_is_refused_before_any_work(tmp_path):
 
 def linear_rules():
     """The chapter's rules of the linear game, with what they read."""
-    space = validated("moved_games", linear_steps=3, study_seeds=[0, 1])
+    space = validated("moved_games", linear_steps=10, study_seeds=[0, 1])
     cells = nbformat.read(NOTEBOOKS["moved_games"], as_version=4).cells
     source = next(cell.source for cell in cells if "def linear_slope" in cell.source)
     exec(compile(source, "linear", "exec", dont_inherit=True), space)
