@@ -82,7 +82,7 @@ def test_every_claim_can_hold_and_can_fail_and_the_whole_ledger_closes(tmp_path,
 
 def test_what_is_not_played_stays_open_and_a_stored_cell_is_read_back(tmp_path):
     changes = {**SHORT, "checkpoints": str(tmp_path / "cells"), "parts": ["home", "shift3"]}
-    changes["remedies"] = ["standard", "practical", "early-stop"]
+    changes["remedies"] = ["practical", "early-stop"]
     verdicts, content = play("moved_games", tmp_path / "a.json", figures=False, **changes)
     assert set(verdicts.values()) == {"open"}
     found = content["results"]
@@ -111,18 +111,32 @@ def test_a_game_without_home_is_refused_before_any_work(tmp_path):
         play("moved_games", tmp_path / "results.json", figures=False, **SHORT, parts=["home"], remedies=["no-such"])
 
 
-def linear_rules():
-    """The chapter's rules of the linear game, with what they read."""
+def defined(*marks):
+    """What the chapter's cells with these marks define, with what they read."""
     space = validated("moved_games", linear_steps=10, study_seeds=[0, 1])
-    cells = nbformat.read(NOTEBOOKS["moved_games"], as_version=4).cells
-    source = next(cell.source for cell in cells if "def linear_slope" in cell.source)
-    exec(compile(source, "linear", "exec", dont_inherit=True), space)
+    cells = [cell.source for cell in nbformat.read(NOTEBOOKS["moved_games"], as_version=4).cells]
+    for mark in marks:
+        exec(compile(next(source for source in cells if mark in source), mark, "exec", dont_inherit=True), space)
     return space
+
+
+def test_every_remedy_can_be_played_in_every_game():
+    space = defined("HOME = neural.Config", "GAMES = {", "REMEDIES = {", "def settings(")
+    assert tuple(space["REMEDIES"]) == REMEDIES and tuple(space["GAMES"]) == GAMES
+    home = space["HOME"].model_dump()
+    for game in GAMES:
+        for name, (_, knob, weights) in space["REMEDIES"].items():
+            assert weights is None or len(set(weights)) == 8
+            for weight in weights or [None]:
+                found = space["settings"](game, name, weight, (3, 4)).model_dump()
+                changed = {k for k in found if found[k] != home[k]} - {"seeds"}
+                allowed = {*space["GAMES"][game], *space["REMEDIES"][name][0], knob}
+                assert changed <= allowed, (game, name)
 
 
 @pytest.mark.parametrize("rule", ["bound-1", "exact-1", "fitted-1", "refit-trust-1"])
 def test_a_rule_in_the_linear_game_is_the_slope_of_its_objective(rule):
-    space, rng = linear_rules(), np.random.default_rng(1)
+    space, rng = defined("def linear_slope"), np.random.default_rng(1)
     V, ridge, n, d = space["linear"].Config(dimensions=4).landscape(), 0.2, 6, 4
     y, w, x, u = rng.normal(size=(1, d)), rng.normal(size=(1, d)), rng.normal(size=(1, n, d)), rng.normal(size=(1, n))
     H = 2 / n * x[0].T @ x[0] + ridge * np.eye(d)
@@ -141,7 +155,7 @@ def test_a_rule_in_the_linear_game_is_the_slope_of_its_objective(rule):
 
 
 def test_where_nothing_has_spread_the_region_lets_nothing_move():
-    space = linear_rules()
+    space = defined("def linear_slope")
     x, u = np.ones((1, 1, 3)), np.ones((1, 1))
     np.testing.assert_allclose(space["linear_trust"](np.zeros((1, 3)), x, u, 0.0, 0.02), 1.0)
     still = space["play_linear"]("refit-trust-1", 0.0)
