@@ -80,10 +80,9 @@ def test_every_claim_can_hold_and_can_fail_and_the_whole_ledger_closes(tmp_path,
     assert set(verdicts.values()) == {"does not hold"}
 
 
-def test_what_is_not_played_stays_open_and_a_stored_cell_is_read_back(tmp_path):
-    changes = {**SHORT, "checkpoints": str(tmp_path / "cells"), "parts": ["home", "shift3"]}
-    changes["remedies"] = ["practical", "early-stop"]
-    verdicts, content = play("moved_games", tmp_path / "a.json", figures=False, **changes)
+def test_what_is_not_played_stays_open(tmp_path):
+    changes = {**SHORT, "parts": ["home", "shift3"], "remedies": ["practical", "early-stop"]}
+    verdicts, content = play("moved_games", tmp_path / "results.json", figures=False, **changes)
     assert set(verdicts.values()) == {"open"}
     found = content["results"]
     # Ten iterations take nobody to the top, and nobody far enough to fall.
@@ -92,16 +91,22 @@ def test_what_is_not_played_stays_open_and_a_stored_cell_is_read_back(tmp_path):
         assert (row["frozen"], row["retuned"], row["of"]) == (0, 0, 3)
     assert found["saved"]["twopeak"] == {} and found["untuned"] == {}
     assert found["advice"]["early-stop"]["reads_u"] and found["advice"]["flat"]["labels"] is None
-    home = found["study"]["home"]["practical"]
+    home, moved = (found["study"][game]["practical"] for game in ("home", "shift3"))
     assert home["frozen_final"] == home["retuned_final"]
-    cells = sorted((tmp_path / "cells").iterdir())
-    assert cells and all(path.suffix == ".json" for path in cells)
-    # A cell that is there is read and not played: what it says comes back.
-    for path in cells:
-        row = json.loads(path.read_text())
-        path.write_text(json.dumps(row | {"final": [9.5] * len(row["final"]), "peak": [9.5] * len(row["final"])}))
+    # What is frozen is home's weight: at the weight that shift3 chose itself, nothing would differ.
+    best, own = (rows["tuning"]["final"] for rows in (home, moved))
+    assert (best == own) == (moved["frozen_final"] == moved["retuned_final"])
+
+
+def test_a_cell_that_is_stored_is_read_and_not_played(tmp_path):
+    changes = {**SHORT, "parts": ["home"], "remedies": ["standard"], "checkpoints": str(tmp_path / "cells")}
+    found = play("moved_games", tmp_path / "a.json", figures=False, **changes)[1]["results"]
+    assert found["saved"]["home"]["standard"]["frozen"] == 0
+    (cell,) = (tmp_path / "cells").iterdir()  # the game's own checkpoint is gone
+    row = json.loads(cell.read_text())
+    cell.write_text(json.dumps(row | {"final": [9.5] * 3, "peak": [9.5] * 3}))
     found = play("moved_games", tmp_path / "b.json", figures=False, **changes)[1]["results"]
-    assert found["saved"]["shift3"]["practical"]["frozen"] == 3
+    assert found["saved"]["home"]["standard"]["frozen"] == 3
 
 
 def test_a_game_without_home_is_refused_before_any_work(tmp_path):
