@@ -48,10 +48,9 @@ import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from tqdm import tqdm
 
-from fpo import files, games, mlp, remedies
-from fpo.landscapes import Bell, Landscape, Peaks, Stretched
+from fpo import files, games, mlp, moves, remedies
 from fpo.mlp import Layers
-from fpo.parameters import Distinct, Seeds, Signal, arm_list, as_tuple, real, seed_list, signal, whole
+from fpo.parameters import Distinct, Seeds, arm_list, as_tuple, real, seed_list, whole
 from fpo.remedies import Remedy, Trust, label_slope, trust_region
 
 Arm = Literal["standard", "relaxed", "practical", "exact"]
@@ -62,12 +61,7 @@ ARMS: tuple[Arm, ...] = get_args(Arm)
 LOSS_SLOPE = 2.0
 
 
-# The second peak: utility, sharpness, and its place in the first two coordinates.
-SECOND = (4.0, 0.7, (1.5, -1.5))
-Factor = Annotated[float, Field(strict=True, ge=1e-3, le=1e3, allow_inf_nan=False)]
-
-
-class Config(games.Settings):
+class Config(moves.Settings):
     """Settings of the neural game; the defaults are the paper's, for the exact arm the theory's.
 
     Raises
@@ -151,21 +145,6 @@ class Config(games.Settings):
         json_schema_extra={"allowed": "a list of 1 to 8 whole numbers from 1 to 4,096"},
     )
     initial_scale: float = real(0.1, 0, 100, "standard deviation of the first RM's weights")
-    dimensions: int = games.dimensions(10)
-    signal_dimensions: Signal = signal(2)
-    target: float = games.setting("target", 2.5)
-    utility_scale: float = games.setting("utility_scale", 10.0)
-    utility_sharpness: float = games.setting("utility_sharpness", 0.2)
-    offset: float = real(0.0, -100, 100, "added to every coordinate of an action before the RM sees it")
-    start_distance: float = real(0.0, 0, 100, "of the policy's start from 0, in a noise direction of each seed's own")
-    noise_target: float = real(0.0, -100, 100, "the target's value in the noise coordinates")
-    sharpness_factors: Annotated[tuple[Factor, ...], BeforeValidator(as_tuple)] = Field(
-        (),
-        strict=False,
-        description="by which the sharpness of each coordinate differs; empty: all 1",
-        json_schema_extra={"allowed": "an empty list, or one of `dimensions` finite numbers from 1e-3 to 1000"},
-    )
-    second_peak: bool = Field(False, description="whether U has a second, lower and narrower peak: see `SECOND`")
     gradient: Literal["autograd", "closed-form", "compiled"] = Field(
         "autograd",
         description="the policy's gradient: the readable route, the fast one, or that compiled (not in the exact arm)",
@@ -210,20 +189,6 @@ class Config(games.Settings):
             raise ValueError("an ensemble has two members or more, and nothing else has")
         return value
 
-    @field_validator("sharpness_factors")
-    @classmethod
-    def _each(cls, value: tuple, info: ValidationInfo) -> tuple:
-        if value and len(value) != info.data.get("dimensions", len(value)):
-            raise ValueError("not one for each coordinate")
-        return value
-
-    @field_validator("second_peak")
-    @classmethod
-    def _room(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("dimensions", 2) < 2:
-            raise ValueError("a line has no room for it")
-        return value
-
     @field_validator("rm_decay")
     @classmethod
     def _ridge(cls, value: float, info: ValidationInfo) -> float:
@@ -239,29 +204,6 @@ class Config(games.Settings):
         if value == "cuda" and not torch.cuda.is_available():
             raise ValueError("no such device")
         return value
-
-    def landscape(self) -> Landscape:
-        """The true utility of what the RM sees, which is the action plus `offset`."""
-        signal = np.arange(self.dimensions) < self.signal_dimensions
-        center = np.where(signal, self.target, self.noise_target) + self.offset
-        first: Landscape = Bell(center, self.utility_scale, self.utility_sharpness)
-        if self.sharpness_factors:
-            first = Stretched(center, self.utility_scale, self.utility_sharpness * np.array(self.sharpness_factors))
-        if not self.second_peak:
-            return first
-        scale, sharpness, place = SECOND
-        peak = self.offset + np.pad(place, (0, self.dimensions - len(place)))
-        return Peaks((first, Bell(peak, scale, sharpness)))
-
-    def start(self) -> np.ndarray:
-        """Where the policies of the seeds start, (seeds, d), as the RM sees it."""
-        away = np.zeros((len(self.seeds), self.dimensions))
-        if self.start_distance and self.signal_dimensions < self.dimensions:
-            for row, seed in zip(away, self.seeds, strict=True):
-                # Not of torch's stream, whose numbers stay those of the game that starts at 0.
-                way = np.random.RandomState(seed).normal(size=self.dimensions - self.signal_dimensions)
-                row[self.signal_dimensions :] = self.start_distance * way / np.linalg.norm(way)
-        return self.offset + away
 
     def schedule(self, t: int) -> tuple[float, float]:
         """The policy's standard deviation and its learning rate in iteration t: f of the start, 1 - f of the end."""
