@@ -339,7 +339,8 @@ class Batch:
         self.fine = torch.float64 if self.solves else kind["dtype"]
         self.utility = config.landscape().like(self.theta)
         self.first = torch.from_numpy(config.start()).repeat(len(arms), 1)[:, None]
-        self.turn = remedies.rotations(config.seeds, config.dimensions).to(self.first).to(**kind)
+        turned = config.remedy == "rotated"
+        self.turn = remedies.rotations(config.seeds, config.dimensions).to(**kind) if turned else torch.empty(0)
         self.objective = self._objective()
         closed = mlp.gradient_in_closed_form
         self.gradient = mlp.gradient_by_autograd if config.gradient == "autograd" else closed
