@@ -25,7 +25,7 @@ def look(position, utility, rng, slope=0.5, reward=0.2):
         "accuracy": 0.5,
         "heldout": {
             "utility": values.tolist(), "reward": reward, "first_reward": reward + position / 1000,
-            "kl": position / 10, "texts": {f"heldout-{1 + 7 * i:03d}": "A text." for i in range(12)},
+            "kl": position / 10, "length": 20.0, "texts": {f"heldout-{1 + 7 * i:03d}": "A text." for i in range(12)},
         },
         "probe": {"utility": truth.tolist(), "reward": seen.tolist(), "refit_reward": seen.tolist()},
     }  # fmt: skip
