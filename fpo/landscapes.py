@@ -76,8 +76,83 @@ class Bell:
         return replace(self, center=_like(y, self.center))
 
     def _at(self, squared_distance: Array) -> Array:
-        exponent = -self.sharpness * squared_distance
-        return self.scale * (exponent.exp() if hasattr(exponent, "exp") else np.exp(exponent))
+        return self.scale * _exp(-self.sharpness * squared_distance)
+
+
+@dataclass(frozen=True, eq=False)
+class Stretched:
+    """U(y) = scale * exp(-sum_i sharpness_i (y_i - center_i)^2): a bell that falls faster in some coordinates.
+
+    Attributes
+    ----------
+    center, sharpness : arrays or tensors (d,)
+        The action that people like best, and how fast the utility falls along each coordinate.
+    scale : float
+        Its utility.
+
+    Examples
+    --------
+    >>> U = Stretched(np.zeros(2), 10.0, np.array([0.5, 2.0]))
+    >>> U.gradient(np.array([0.0, 0.0])).tolist(), float(U(np.array([2.0, 0.0])) / U(np.array([0.0, 1.0])))
+    ([-0.0, -0.0], 1.0)
+    """
+
+    center: Array
+    scale: float
+    sharpness: Array
+
+    def __call__(self, y: Array) -> Array:
+        """U(y) for y of shape (..., d): shape (...)."""
+        away = y - _like(y, self.center)
+        return self.scale * _exp(-(_like(y, self.sharpness) * away * away).sum(-1))
+
+    def gradient(self, y: Array) -> Array:
+        """grad U(y) = -2 U(y) sharpness * (y - center), shape of y."""
+        return -2 * self(y)[..., None] * _like(y, self.sharpness) * (y - _like(y, self.center))
+
+    def moved(self, y: Array, step: float) -> Array:
+        """U(y + step e_i) for every coordinate i, shape of y; the d moved points are never made."""
+        away, sharpness = y - _like(y, self.center), _like(y, self.sharpness)
+        squares = (sharpness * away * away).sum(-1)[..., None] + sharpness * (2 * step * away + step * step)
+        return self.scale * _exp(-squares)
+
+    def like(self, y: Array) -> "Stretched":
+        """The same with constants of y's kind, precision and device, which are then not converted at every call."""
+        return replace(self, center=_like(y, self.center), sharpness=_like(y, self.sharpness))
+
+
+@dataclass(frozen=True, eq=False)
+class Peaks:
+    """The sum of several utilities.
+
+    Examples
+    --------
+    >>> U = Peaks((Bell(np.zeros(1), 10.0, 0.2), Bell(np.array([3.0]), 4.0, 0.7)))
+    >>> float(U(np.array([3.0]))) == 10 * np.exp(-1.8) + 4
+    True
+    """
+
+    parts: tuple[Landscape, ...]
+
+    def __call__(self, y: Array) -> Array:
+        """U(y) for y of shape (..., d): shape (...)."""
+        return sum(part(y) for part in self.parts)
+
+    def gradient(self, y: Array) -> Array:
+        """grad U(y), shape of y."""
+        return sum(part.gradient(y) for part in self.parts)
+
+    def moved(self, y: Array, step: float) -> Array:
+        """U(y + step e_i) for every coordinate i, shape of y."""
+        return sum(part.moved(y, step) for part in self.parts)
+
+    def like(self, y: Array) -> "Peaks":
+        """The same with constants of y's kind, precision and device, which are then not converted at every call."""
+        return Peaks(tuple(part.like(y) for part in self.parts))
+
+
+def _exp(exponent: Array) -> Array:
+    return exponent.exp() if hasattr(exponent, "exp") else np.exp(exponent)
 
 
 def _like(y: Array, values: Array) -> Array:

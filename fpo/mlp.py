@@ -108,10 +108,10 @@ def reward(layers: Layers, y: torch.Tensor) -> torch.Tensor:
 
 
 class Objective(NamedTuple):
-    """What R runs climb: r - cost |y|^2 - (error_weight (r - U) + norm_weight) M, where M is |g|^2 or <a, g>.
+    """What R runs climb: r - cost |y - c|^2 - (error_weight (r - U) + norm_weight) M, where M is |g|^2 or <a, g>.
 
     `cost` and both weights have shape (R, 1), and so has `through_oracle`, which says in which runs the gradient sees
-    how U changes (None: in none).
+    how U changes (None: in none). The cost's center c has shape (R, 1, d) (None: 0).
     """
 
     cost: torch.Tensor
@@ -119,6 +119,11 @@ class Objective(NamedTuple):
     norm_weight: torch.Tensor
     through_oracle: torch.Tensor | None
     utility: Landscape
+    center: torch.Tensor | None = None
+
+    def away(self, y: torch.Tensor) -> torch.Tensor:
+        """y - c."""
+        return y if self.center is None else y - self.center
 
 
 class Direction(NamedTuple):
@@ -134,7 +139,8 @@ def gradient_by_autograd(
     """grad_y of the objective of R runs at y (R, 1, d), with U read at y - offset, or at y: the readable route."""
     with torch.enable_grad():
         y = y.detach().requires_grad_()
-        cost = objective.cost * (y * y).sum(-1)
+        away = objective.away(y)
+        cost = objective.cost * (away * away).sum(-1)
         r, here = factors(layers, y)
         through = objective.through_oracle
         u = objective.utility((y if through is not None else y.detach()) - (0 if offset is None else offset))
@@ -169,7 +175,7 @@ def gradient_in_closed_form(
 
     The product rule leaves grad r and grad M:
 
-        (1 - e M) grad r + e M grad U - (e (r - U) + norm_weight) grad M - 2 cost y,    e = error_weight.
+        (1 - e M) grad r + e M grad U - (e (r - U) + norm_weight) grad M - 2 cost (y - c),    e = error_weight.
 
     M is a function of the activations a_l and the deltas d_l. Its derivatives in them, one at a time, go up through
     the recursion of the deltas, d_l = (d_(l+1) W_(l+1)) * s_l, and then down through that of the activations. `ways`
@@ -229,7 +235,7 @@ def gradient_in_closed_form(
     em = e * m
     # grad r and grad M end with the same product.
     uphill = (d[0] - em * d[0] - weight * by_z) @ down[0] - weight * by_x[0]
-    uphill = uphill - 2 * objective.cost[..., None] * y
+    uphill = uphill - 2 * objective.cost[..., None] * objective.away(y)
     if objective.through_oracle is None:
         return uphill
     return uphill + objective.through_oracle[..., None] * em * objective.utility.gradient(at)

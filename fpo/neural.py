@@ -3,7 +3,10 @@
 The policy draws actions y = theta + sigma eps in R^d, eps standard normal; the reward model (RM) r_phi is an MLP with
 Softplus; people's true utility is
 
-    U(y) = utility_scale * exp(-utility_sharpness * |y - t|^2),     t = (target, ..., target, 0, ..., 0).
+    U(y) = utility_scale * exp(-utility_sharpness * |y - t|^2),     t = (target, ..., target, 0, ..., 0),
+
+or, as a variant, one with another t, with a sharpness for each coordinate, or with a second peak. With an `offset` the
+RM sees y + offset, and this is what the game calls the action: start, t and peaks move along.
 
 One iteration (Gauthier, Bach and Jordan 2026, arXiv:2605.04266, the neural environment) is `inner_steps` policy steps,
 then `new_samples` labeled actions into a buffer of the last `buffer_size`, then one Adam step of the RM on the mean
@@ -24,7 +27,7 @@ the policy's mean. In the first iteration the buffer is empty and the exact arm 
 
 Not in the paper: `rm_steps` Adam steps in an iteration, each on `replay` labels drawn from the buffer; a standard arm
 that climbs, in place of r, the RM's exact answer to the buffer (`mlp.refit`) or the slope of the labels themselves
-(`label_slope`); and a trust region around the labels (`Trust`).
+(`label_slope`); a trust region around the labels (`Trust`); and what `fpo.remedies` puts beside the RM's reward.
 
 Here R runs (arms x seeds) are one batch, and n actions of each are rows: tensors (R, n, d).
 """
@@ -38,16 +41,17 @@ from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from tqdm import tqdm
 
-from fpo import files, games, mlp
+from fpo import files, games, mlp, moves, remedies
 from fpo.mlp import Layers
-from fpo.parameters import Distinct, Seeds, Signal, arm_list, as_tuple, real, seed_list, signal, whole
+from fpo.parameters import Distinct, Seeds, arm_list, as_tuple, real, seed_list, whole
+from fpo.remedies import Remedy, Trust, label_slope, trust_region
 
 Arm = Literal["standard", "relaxed", "practical", "exact"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -57,7 +61,7 @@ ARMS: tuple[Arm, ...] = get_args(Arm)
 LOSS_SLOPE = 2.0
 
 
-class Config(games.Settings):
+class Config(moves.Settings):
     """Settings of the neural game; the defaults are the paper's, for the exact arm the theory's.
 
     Raises
@@ -100,12 +104,25 @@ class Config(games.Settings):
         json_schema_extra={"allowed": "'own', or with the standard arm alone 'refit' or 'labels'"},
     )
     trust: float = real(0.0, 0, 1e6, "weight of the trust region, in standard deviations of the labels; 0: none")
+    remedy: Remedy = Field(
+        "none",
+        description="what a standard policy climbs beside its RM's reward: see `fpo.remedies`",
+        json_schema_extra={"allowed": "'none', or with the standard arm alone " + ", ".join(get_args(Remedy)[1:])},
+    )
+    remedy_weight: float = real(1.0, 0, 1e6, "its weight, where it has one")
+    members: int = whole(1, 1, 100, "reward models of a run; with more than one the policy climbs an ensemble")
     action_cost: float = games.setting("action_cost", 0.01)
+    cost_center: Literal["zero", "start", "origin"] = Field(
+        "zero",
+        description="where an action costs nothing: at 0, where the policy starts, or where what the RM sees is 0",
+    )
     policy_lr: float = real(0.05, 0, 1e3, "length of a policy step per unit of gradient at the start")
     policy_lr_end: float = real(0.001, 0, 1e3, "the same at the end")
     sigma: float = real(0.1, 0, 1e3, "the policy's standard deviation at the start")
     sigma_end: float = real(0.001, 0, 1e3, "the same at the end")
     label_spread: float = real(1.0, 0, 1e3, "standard deviation of the labeled actions, in units of the policy's")
+    wide_labels: int = whole(0, 0, 10_000, "how many of an iteration's labels have this spread; 0: all")
+    label_noise: float = real(0.0, 0, 1e6, "standard deviation of the noise of a label")
     schedule_power: float = real(4.0, 0.01, 100, "p in f = 1 - (t / outer_steps)^p, from start (1) to end (0)")
     clip: float = real(1.0, 1e-6, 1e6, "largest gradient of a policy step in a coordinate")
     rm_lr: float = real(1e-3, 0, 1e3, "the RM's learning rate (Adam)")
@@ -128,11 +145,6 @@ class Config(games.Settings):
         json_schema_extra={"allowed": "a list of 1 to 8 whole numbers from 1 to 4,096"},
     )
     initial_scale: float = real(0.1, 0, 100, "standard deviation of the first RM's weights")
-    dimensions: int = games.dimensions(10)
-    signal_dimensions: Signal = signal(2)
-    target: float = games.setting("target", 2.5)
-    utility_scale: float = games.setting("utility_scale", 10.0)
-    utility_sharpness: float = games.setting("utility_sharpness", 0.2)
     gradient: Literal["autograd", "closed-form", "compiled"] = Field(
         "autograd",
         description="the policy's gradient: the readable route, the fast one, or that compiled (not in the exact arm)",
@@ -159,10 +171,29 @@ class Config(games.Settings):
             raise ValueError("the other arms have a direction of their own")
         return value
 
+    @field_validator("remedy")
+    @classmethod
+    def _fits(cls, value: str, info: ValidationInfo) -> str:
+        if value != "none" and info.data.get("arms", ("standard",)) != ("standard",):
+            raise ValueError("the other arms have a direction of their own")
+        if value not in ("none", "bound") and info.data.get("follower", "own") != "own":
+            raise ValueError("this one needs the RM's own reward")
+        if value == "bound" and info.data.get("follower") == "labels":
+            raise ValueError("labels alone have no bound")
+        return value
+
+    @field_validator("members")
+    @classmethod
+    def _several(cls, value: int, info: ValidationInfo) -> int:
+        if (value > 1) != (info.data.get("remedy", "none") in remedies.ENSEMBLES):
+            raise ValueError("an ensemble has two members or more, and nothing else has")
+        return value
+
     @field_validator("rm_decay")
     @classmethod
     def _ridge(cls, value: float, info: ValidationInfo) -> float:
         solved = "exact" in info.data.get("arms", ()) or info.data.get("follower") == "refit"
+        solved = solved or info.data.get("remedy") in remedies.SOLVED
         if solved and value + info.data.get("damping", 1.0) < 1e-6:
             raise ValueError("the Hessian would be singular")
         return value
@@ -201,43 +232,6 @@ class Result(games.Result):
         """The RM of one run at an iteration that was kept."""
         at = self.keep.index(iteration), self.config.arms.index(arm), self.config.seeds.index(seed)
         return [(torch.from_numpy(weight[at]), torch.from_numpy(bias[at])) for weight, bias in self.reward_models]
-
-
-class Trust(NamedTuple):
-    """A penalty (weight s / 2) (theta - m)^T S^-1 (theta - m) of R runs: what a Gaussian KL to the labels depends on.
-
-    m (R, 1, d) is the labeled actions' mean, S their covariance plus the policy's own sigma^2 I, and s the labels'
-    standard deviation. With weight 1, and where sigma adds little to S, the best move for a U that is linear over the
-    labels is one standard deviation of the labeled actions, (theta - m)^T S^-1 (theta - m) = 1. A policy step ends with
-    the penalty's proximal step, theta <- m + (theta - m) `shrink`, shrink (R, d, d) = S (S + lr weight s I)^-1.
-    """
-
-    mean: torch.Tensor
-    shrink: torch.Tensor
-
-
-def trust_region(
-    y: torch.Tensor, labels: torch.Tensor, sample_weights: torch.Tensor, sigma: float, weight: float
-) -> Trust:
-    """`Trust` around R buffers: y (R, n, d), labels (R, n), sample_weights (n,); `weight` is lr times the penalty's."""
-    mean = (sample_weights[:, None] * y).sum(1, keepdim=True)
-    away = y - mean
-    eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
-    covariance = (sample_weights[:, None] * away).mT @ away + sigma**2 * eye
-    middle = (sample_weights * labels).sum(-1, keepdim=True)
-    deviation = (sample_weights * (labels - middle).square()).sum(-1).sqrt()
-    return Trust(mean, torch.linalg.solve(covariance + weight * deviation[:, None, None] * eye, covariance))
-
-
-def label_slope(y: torch.Tensor, labels: torch.Tensor, sample_weights: torch.Tensor) -> torch.Tensor:
-    """Slope (R, d) of the weighted linear regression, with intercept, of labels on their actions; no RM is asked.
-
-    Where the actions leave directions open, the shortest slope that fits best. Shapes as in `trust_region`.
-    """
-    root = sample_weights.sqrt()
-    away = root[:, None] * (y - (sample_weights[:, None] * y).sum(1, keepdim=True))
-    rise = root * (labels - (sample_weights * labels).sum(-1, keepdim=True))
-    return (torch.linalg.pinv(away) @ rise[..., None])[..., 0]
 
 
 def climb(
@@ -328,24 +322,30 @@ class Batch:
         self.arms, self.config = arms, config
         kind = {"dtype": getattr(torch, config.precision), "device": config.device}
         runs = [model for row in models for model in row]
+        for k in range(1, config.members):
+            # An ensemble's others have first weights of their own; the runs' noise stays what it is.
+            runs += [Stream((seed + k * 2**24) % 2**32, config).reward_model() for seed in config.seeds]
         stacked = [[torch.stack([run[i][j] for run in runs]).to(**kind) for j in (0, 1)] for i in range(len(runs[0]))]
         self.layers: Layers = [(weight, bias) for weight, bias in stacked]
         self.tensors = [tensor for layer in self.layers for tensor in layer]
         self.optimizer = torch.optim.Adam(self.tensors, lr=config.rm_lr, weight_decay=config.rm_decay, fused=True)
         self.theta = torch.from_numpy(start).flatten(0, 1).to(**kind)
-        self.buffer = torch.zeros(len(runs), config.buffer_size, config.dimensions, **kind)
-        self.labels = torch.zeros(len(runs), config.buffer_size, **kind)
-        self.diverged_at = torch.full((len(runs),), -1, device=config.device)
+        self.buffer = torch.zeros(len(self.theta), config.buffer_size, config.dimensions, **kind)
+        self.labels = torch.zeros(len(self.theta), config.buffer_size, **kind)
+        self.diverged_at = torch.full((len(self.theta),), -1, device=config.device)
         self.exact = "exact" in arms
-        self.solves = self.exact or config.follower == "refit"
+        self.solves = self.exact or config.follower == "refit" or config.remedy in remedies.SOLVED
         # A gradient through H^-1 is worked out in float64: see `climb`.
         self.fine = torch.float64 if self.solves else kind["dtype"]
         self.utility = config.landscape().like(self.theta)
+        self.first = torch.from_numpy(config.start()).repeat(len(arms), 1)[:, None]
+        turned = config.remedy == "rotated"
+        self.turn = remedies.rotations(config.seeds, config.dimensions).to(**kind) if turned else torch.empty(0)
         self.objective = self._objective()
         closed = mlp.gradient_in_closed_form
         self.gradient = mlp.gradient_by_autograd if config.gradient == "autograd" else closed
         # Compiling the exact arm's steps made them slower.
-        plain = not self.exact and config.follower == "own" and not config.trust
+        plain = not self.exact and config.follower == "own" and not config.trust and config.remedy == "none"
         self.climb = _compiled(climb) if config.gradient == "compiled" and plain else climb
 
     def _objective(self) -> mlp.Objective:
@@ -357,6 +357,7 @@ class Batch:
             return torch.tensor(values, dtype=dtype, device=config.device)[:, None]
 
         through = set(self.arms) & set(config.through_oracle)
+        center = {"zero": torch.full_like(self.first, config.offset), "start": self.first}.get(config.cost_center)
         return mlp.Objective(
             cost=by_run(lambda arm: config.action_cost),
             error_weight=by_run(lambda arm: error_weights.get(arm, 0.0)),
@@ -366,6 +367,7 @@ class Batch:
             ),
             through_oracle=by_run(lambda arm: arm in config.through_oracle, torch.bool) if through else None,
             utility=config.landscape().like(self.theta.to(self.fine)),
+            center=None if center is None or not center.any() else center.to(self.theta.device, self.fine),
         )
 
     def step(self, t: int, policy: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
@@ -373,13 +375,19 @@ class Batch:
         config = self.config
         sigma, lr = config.schedule(t)
         policy, self.sampled = sigma * policy.to(self.theta), sigma * config.label_spread * buffer.to(self.theta)
+        if config.wide_labels:
+            self.sampled[:, config.wide_labels :] = sigma * buffer[:, config.wide_labels :].to(self.theta)
         objective, hessian, held, layers, gradient = self.objective, None, None, self.layers, self.gradient
+        answers = None
         known = min(t * config.new_samples, config.buffer_size)
         weights, ridge = self._label_weights(max(known, 1)), config.rm_decay + config.damping
         if self.solves:
             layers = [(weight.to(self.fine), bias.to(self.fine)) for weight, bias in layers]
             labeled = self.buffer.to(self.fine), self.labels.to(self.fine), weights.to(self.fine)
-            if self.exact:
+            if config.remedy in remedies.SOLVED:
+                some = labeled[0][:, :known], labeled[1][:, :known], labeled[2][:known]
+                answers = remedies.answers(layers, *some, ridge) if known else None
+            elif self.exact:
                 hessian = mlp.gauss_newton(layers, labeled[0], labeled[2], ridge)
             else:
                 held = mlp.refit(layers, *labeled, ridge)
@@ -392,9 +400,14 @@ class Batch:
         if config.trust and known:
             trust = trust_region(self.buffer, self.labels, weights, sigma, lr * config.trust)
         rate = torch.tensor(lr, dtype=self.theta.dtype, device=self.theta.device)
-        at_mean = config.utility_at == "mean"
+        at_mean = config.utility_at == "mean" or config.remedy == "fitted"
         if config.gradient == "closed-form" and gradient is self.gradient:
             gradient = partial(mlp.gradient_in_closed_form, ways=mlp.both_ways(layers))
+        if config.remedy != "none" and (known or config.remedy not in remedies.SOLVED):
+            refitted = config.follower == "refit"
+            gradient = remedies.gradient(
+                config.remedy, config.remedy_weight, gradient, answers, refitted, self.turn, config.members
+            )
         self.theta = self.climb(
             gradient, layers, self.theta, policy, rate, objective, config.clip, at_mean, hessian, held, trust
         )
@@ -404,7 +417,7 @@ class Batch:
         """The gradient of a linear reward of this slope (R, d), less the action's cost."""
 
         def gradient(layers: Layers, y: torch.Tensor, *rest: Any) -> torch.Tensor:
-            return slope[:, None] - 2 * self.config.action_cost * y
+            return slope[:, None] - 2 * self.config.action_cost * self.objective.away(y)
 
         return gradient
 
@@ -413,7 +426,7 @@ class Batch:
         config = self.config
         y = self.theta[:, None] + self.sampled
         rows = (t * config.new_samples + torch.arange(config.new_samples)) % config.buffer_size
-        self.buffer[:, rows], self.labels[:, rows] = y, self.utility(y)
+        self.buffer[:, rows], self.labels[:, rows] = y, self.utility(y) + self._label_noise(t)
         known = min((t + 1) * config.new_samples, config.buffer_size)
         batch = self.buffer, self.labels, self._label_weights(known)
         for step in range(config.rm_steps):
@@ -422,11 +435,25 @@ class Batch:
                 some = torch.randint(known, (config.replay,), generator=drawn).to(self.theta.device)
                 even = torch.full((config.replay,), 1 / config.replay).to(self.theta)
                 batch = self.buffer[:, some], self.labels[:, some], even
-            slopes = chain.from_iterable(mlp.rm_gradient(self.layers, *batch))
+            y, labels, weights = batch
+            several = y.repeat(config.members, 1, 1), labels.repeat(config.members, 1)
+            slopes = chain.from_iterable(mlp.rm_gradient(self.layers, *several, weights))
             for tensor, slope in zip(self.tensors, slopes, strict=True):
                 # torch's fused Adam reads a gradient with another memory layout wrongly (2.13).
                 tensor.grad = slope.contiguous()
             self.optimizer.step()
+
+    def _label_noise(self, t: int) -> torch.Tensor | float:
+        """One normal number a new label, of each seed's own: the same in all arms, and in whatever company."""
+        config = self.config
+        if not config.label_noise:
+            return 0.0
+        drawn = [np.random.RandomState([seed, t]).normal(size=config.new_samples) for seed in config.seeds]
+        return config.label_noise * torch.from_numpy(np.stack(drawn)).to(self.theta).repeat(len(self.arms), 1)
+
+    def own(self) -> Layers:
+        """The runs' own reward models, without the others of an ensemble."""
+        return [(weight[: len(self.theta)], bias[: len(self.theta)]) for weight, bias in self.layers]
 
     def _label_weights(self, known: int) -> torch.Tensor:
         """1 / known for the rows of the buffer that hold a label, 0 for the others."""
@@ -434,14 +461,16 @@ class Batch:
         return (rows < known).to(self.theta) / known
 
     def _record(self, t: int) -> torch.Tensor:
-        u, r = self.utility(self.theta), mlp.reward(self.layers, self.theta[:, None])[:, 0]
-        parts = self.theta.tensor_split([self.config.signal_dimensions], dim=-1)
+        u, r = self.utility(self.theta), mlp.reward(self.own(), self.theta[:, None])[:, 0]
+        action = self.theta - self.config.offset
+        parts = action.tensor_split([self.config.signal_dimensions], dim=-1)
         signal, noise = (torch.linalg.vector_norm(part, dim=-1) for part in parts)
         size = torch.maximum(self.theta.abs().amax(-1), r.abs() / self.config.utility_scale)
         lost = games.mark_lost(size, self.diverged_at, t)
         if bool(lost.any()):
-            for tensor in (self.theta, *self.tensors):
-                tensor[lost] = 0.0
+            self.theta[lost] = 0.0
+            for tensor in self.tensors:
+                tensor[lost.repeat(self.config.members)] = 0.0
         return torch.where(self.diverged_at < 0, torch.stack([u, r, signal, noise]), torch.nan)
 
     def state(self) -> dict[str, Any]:
@@ -504,7 +533,7 @@ class Play:
             for arm, values in zip(batch.arms, rows.cpu().split(len(self.config.seeds), dim=1), strict=True):
                 self.record[arm][:, t] = values
             if t in self.keep:
-                model = [(weight.clone().cpu(), bias.clone().cpu()) for weight, bias in batch.layers]
+                model = [(weight.clone().cpu(), bias.clone().cpu()) for weight, bias in batch.own()]
                 self.snapshots.setdefault(t, []).append((batch.theta.clone().cpu(), model, batch.buffer.clone().cpu()))
             batch.learn(t)
 
@@ -605,7 +634,7 @@ def simulate(
     save_every : float
         Seconds between checkpoints.
     start : array, optional
-        The policy's first mean, (d,), (seeds, d) or (arms, seeds, d); by default 0.
+        The policy's first mean, (d,), (seeds, d) or (arms, seeds, d), as the RM sees it; by default the config's.
 
     Returns
     -------
@@ -623,7 +652,9 @@ def simulate(
         With a folder, the game is first saved as the last whole iteration left it.
     """
     keep = games.iterations_kept(keep, config.outer_steps - 1)
-    first = games.first_actions(start, len(config.arms), len(config.seeds), config.dimensions)
+    first = games.first_actions(
+        config.start() if start is None else start, len(config.arms), len(config.seeds), config.dimensions
+    )
     if folder is not None and not Path(folder).is_dir():
         raise ValueError(f"folder = {str(folder)!r}: must be an existing folder")
     path = None

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpo import linear, neural
-from fpo.landscapes import Bell
+from fpo.landscapes import Bell, Peaks, Stretched
 
 
 @st.composite
@@ -16,7 +16,12 @@ def bells(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     d, rows = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     bell = Bell(rng.normal(size=d), draw(st.floats(0.1, 20)), draw(st.floats(0.01, 2)))
-    return bell, rng.normal(size=(rows, d))
+    stretched = Stretched(rng.normal(size=d), draw(st.floats(0.1, 20)), rng.uniform(0.01, 2, size=d))
+    return draw(st.sampled_from([bell, stretched, Peaks((bell, stretched))])), rng.normal(size=(rows, d))
+
+
+def height(landscape):
+    return sum(part.scale for part in landscape.parts) if isinstance(landscape, Peaks) else landscape.scale
 
 
 @given(bells())
@@ -24,10 +29,10 @@ def bells(draw):
 def test_gradient_is_the_central_difference_and_autograds(case):
     bell, y = case
     wanted = np.stack([slow.differences(bell, row, 1e-5, central=True) for row in y])
-    np.testing.assert_allclose(bell.gradient(y), wanted, atol=1e-7 * bell.scale, rtol=0)
+    np.testing.assert_allclose(bell.gradient(y), wanted, atol=1e-7 * height(bell), rtol=0)
     at = torch.from_numpy(y).requires_grad_()
     (found,) = torch.autograd.grad(bell(at).sum(), at)
-    np.testing.assert_allclose(bell.gradient(y), found.numpy(), atol=1e-12 * bell.scale, rtol=0)
+    np.testing.assert_allclose(bell.gradient(y), found.numpy(), atol=1e-12 * height(bell), rtol=0)
 
 
 @given(bells(), st.floats(1e-4, 1))
@@ -35,7 +40,7 @@ def test_gradient_is_the_central_difference_and_autograds(case):
 def test_moved_is_the_utility_at_each_moved_point(case, step):
     bell, y = case
     wanted = bell(y[:, None] + step * np.eye(y.shape[1]))
-    np.testing.assert_allclose(bell.moved(y, step), wanted, atol=1e-12 * bell.scale, rtol=0)
+    np.testing.assert_allclose(bell.moved(y, step), wanted, atol=1e-12 * height(bell), rtol=0)
 
 
 @given(bells())
@@ -63,3 +68,13 @@ def test_both_games_have_the_bell_of_their_settings(game):
     U = config.landscape()
     assert U.center.tolist() == [1.5, 1.5, 0.0, 0.0] and float(U(U.center)) == 7.0
     assert float(U(np.zeros(4))) == pytest.approx(7.0 * np.exp(-0.6 * 4.5))
+
+
+def test_a_moved_game_has_the_landscape_that_its_settings_say():
+    factors = (0.5, 1.5, 0.25, 0.5, 1.0, 2.0, 4.0, 0.25, 1.0, 4.0)
+    moved = neural.Config(offset=1.5, noise_target=1.0, sharpness_factors=factors, second_peak=True).landscape()
+    rng = np.random.default_rng(0)
+    for y in rng.normal(size=(20, 10)):
+        first = 0.2 * np.array(factors) @ (y - np.array([2.5, 2.5] + [1.0] * 8)) ** 2
+        second = 0.7 * np.sum((y - np.array([1.5, -1.5] + [0.0] * 8)) ** 2)
+        assert float(moved(y + 1.5)) == pytest.approx(10 * np.exp(-first) + 4 * np.exp(-second))

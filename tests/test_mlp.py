@@ -90,6 +90,7 @@ def games(draw):
         norm_weight=normal(runs, 1),
         through_oracle=None if through is None else torch.rand(runs, 1, generator=generator) < 0.5,
         utility=Bell(normal(d), draw(st.floats(0.5, 10)), draw(st.floats(0.05, 1))),
+        center=normal(runs, 1, d) if draw(st.booleans()) else None,
     )
     labeled = normal(runs, n, d) if draw(st.booleans()) else None
     offset = normal(runs, 1, d, scale=0.1) if draw(st.booleans()) else None
@@ -151,7 +152,8 @@ def test_autograd_gradient_is_the_central_difference_of_the_stated_objective(gam
             u = bell.scale * np.exp(-bell.sharpness * float((at - bell.center).square().sum()))
             cost, alpha, beta = (float(part[run]) for part in objective[:3])
             r = float(r.detach())
-            return r - cost * float(x @ x) - (alpha * (r - u) + beta) * m
+            away = x if objective.center is None else x - objective.center[run, 0]
+            return r - cost * float(away @ away) - (alpha * (r - u) + beta) * m
 
         wanted = slow.differences(value, y[run, 0].numpy(), 1e-5, central=True)
         np.testing.assert_allclose(ours[run, 0], wanted, atol=2e-6 * max(1.0, np.abs(wanted).max()), rtol=0)

@@ -373,7 +373,9 @@ def test_defaults_are_the_papers():
         "policy_lr_end": 0.001, "sigma": 0.1, "sigma_end": 0.001, "schedule_power": 4.0, "clip": 1.0, "rm_lr": 1e-3,
         "rm_decay": 1e-3, "hidden": (32, 32), "initial_scale": 0.1, "dimensions": 10, "signal_dimensions": 2,
         "target": 2.5, "utility_scale": 10.0, "utility_sharpness": 0.2, "precision": "float32", "label_spread": 1.0,
-        "rm_steps": 1, "replay": 0, "follower": "own", "trust": 0.0,
+        "rm_steps": 1, "replay": 0, "follower": "own", "trust": 0.0, "remedy": "none", "remedy_weight": 1.0,
+        "members": 1, "cost_center": "zero", "wide_labels": 0, "label_noise": 0.0, "offset": 0.0, "start_distance": 0.0,
+        "noise_target": 0.0, "sharpness_factors": (), "second_peak": False,
     }  # fmt: skip
 
 

@@ -20,10 +20,77 @@ def rng(seed, config):
 
 
 def utility(y, config):
-    """U(y) of the neural game for one action."""
-    t = torch.zeros_like(y)
+    """U of the neural game for one action as the RM sees it."""
+    y = y - config.offset
+    t = torch.full_like(y, config.noise_target)
     t[: config.signal_dimensions] = config.target
-    return config.utility_scale * torch.exp(-config.utility_sharpness * ((y - t) ** 2).sum())
+    factors = torch.tensor(config.sharpness_factors or [1.0] * len(y), dtype=y.dtype)
+    u = config.utility_scale * torch.exp(-config.utility_sharpness * (factors * (y - t) ** 2).sum())
+    if config.second_peak:
+        t = torch.zeros_like(y)
+        t[0], t[1] = 1.5, -1.5
+        u = u + 4 * torch.exp(-0.7 * ((y - t) ** 2).sum())
+    return u
+
+
+def start(seed, config, dtype):
+    """The first mean, as the RM sees it."""
+    first = np.full(config.dimensions, float(config.offset))
+    if config.start_distance:
+        way = np.random.RandomState(seed).normal(size=config.dimensions - config.signal_dimensions)
+        first[config.signal_dimensions :] += config.start_distance * way / np.sqrt((way**2).sum())
+    return torch.tensor(first, dtype=dtype)
+
+
+def member(seed, config, dtype):
+    """A reward model of the seed's, with Adam."""
+    model = sequence([layer.to(dtype) for layer in next(rng(seed, config))])
+    return model, torch.optim.Adam(model.parameters(), lr=config.rm_lr, weight_decay=config.rm_decay)
+
+
+def sequence(layers):
+    """Layers with Softplus between them."""
+    pairs = [part for layer in layers for part in (layer, torch.nn.Softplus())]
+    return torch.nn.Sequential(*pairs[:-1])
+
+
+def beside(seed, models, y, theta, known, config):
+    """What a remedy adds to the first RM's value at an action (y carries a graph), by dense algebra."""
+    model, w = models[0], config.remedy_weight
+    parameters = list(model.parameters())
+
+    def slope(x, graph):
+        rows = torch.autograd.grad(model(x)[0], parameters, create_graph=graph, retain_graph=True)
+        return torch.cat([row.flatten() for row in rows])
+
+    if config.remedy == "flat":
+        (uphill,) = torch.autograd.grad(model(y)[0], y, create_graph=True)
+        return -w * uphill @ uphill
+    if config.remedy == "rotated":
+        q, r = np.linalg.qr(np.random.RandomState(seed).normal(size=(len(y), len(y))))
+        g = slope(y, True)
+        (pull,) = torch.autograd.grad(g @ g, y)
+        return -w * (pull @ torch.from_numpy(q * np.sign(np.diagonal(r))).to(pull)) @ y
+    if config.remedy in ("mean", "minimum", "ensemble-bound"):
+        r = torch.stack([each(y)[0] for each in models])
+        kinds = {"mean": r.mean(), "minimum": r.min(), "ensemble-bound": r.mean() - w * r.std(correction=0)}
+        return kinds[config.remedy] - r[0]
+    if config.remedy == "none" or not known:
+        return 0.0
+    x, u = (torch.stack(part) for part in zip(*known, strict=True))
+    g = torch.stack([slope(row, False) for row in x])
+    ridge = config.rm_decay + config.damping
+    hessian = 2 / len(x) * g.T @ g + ridge * torch.eye(g.shape[1], dtype=g.dtype)
+    missing = u - torch.stack([model(row)[0].detach() for row in x])
+    delta = torch.linalg.solve(hessian, 2 / len(x) * g.T @ missing)
+    here = slope(y, True)
+    if config.remedy == "fitted":
+        return 2 * w * (delta @ here) * (torch.linalg.solve(hessian, slope(theta, False)) @ here)
+    width = here @ torch.linalg.solve(hessian, here)
+    if config.remedy == "leverage":
+        return -w * width
+    inner = g @ g.T + len(x) * ridge / 2 * torch.eye(len(x), dtype=g.dtype)
+    return -w * (missing @ torch.linalg.solve(inner, missing) / len(x) * ridge * width).sqrt()
 
 
 def penalty(arm, model, y, theta, sampled, known, config):
@@ -90,11 +157,15 @@ def run(seed, arm, config, iterations=None):
     if config.pairing == "released" and arm != "standard":
         for _ in range(1 + config.outer_steps):
             next(numbers)
-    layers = [layer.to(dtype) for layer in next(numbers)]
-    pairs = [part for layer in layers for part in (layer, torch.nn.Softplus())]
-    model = torch.nn.Sequential(*pairs[:-1])
+    model = sequence([layer.to(dtype) for layer in next(numbers)])
     adam = torch.optim.Adam(model.parameters(), lr=config.rm_lr, weight_decay=config.rm_decay)
-    theta, buffer, rows = torch.zeros(config.dimensions, dtype=dtype), [], []
+    state = torch.get_rng_state()
+    others = [member((seed + k * 2**24) % 2**32, config, dtype) for k in range(1, config.members)]
+    torch.set_rng_state(state)
+    models = [model, *(other for other, _ in others)]
+    first = start(seed, config, dtype)
+    center = {"zero": torch.full_like(first, config.offset), "start": first, "origin": 0 * first}[config.cost_center]
+    theta, buffer, rows = first, [], []
     for t in range(config.outer_steps if iterations is None else iterations):
         f = 1 - (t / config.outer_steps) ** config.schedule_power
         sigma = config.sigma_end + (config.sigma - config.sigma_end) * f
@@ -103,8 +174,9 @@ def run(seed, arm, config, iterations=None):
         for eps in policy:
             sampled = sigma * eps.to(dtype)
             y = (theta + sampled).requires_grad_()
-            value = model(y)[0] - config.action_cost * (y @ y)
+            value = model(y)[0] - config.action_cost * ((y - center) @ (y - center))
             value = value + penalty(arm, model, y, theta, sampled, buffer, config)
+            value = value + beside(seed, models, y, theta, buffer, config)
             if config.follower != "own":
                 value = value + answer(model, buffer, config)(y) if buffer else value
             uphill = torch.autograd.grad(value, y)[0]
@@ -112,11 +184,13 @@ def run(seed, arm, config, iterations=None):
             if config.trust and buffer:
                 theta = pulled(theta, buffer, lr * config.trust, sigma)
         with torch.no_grad():
-            noise = torch.linalg.norm(theta[config.signal_dimensions :])
+            noise = torch.linalg.norm((theta - config.offset)[config.signal_dimensions :])
             rows.append([float(utility(theta, config)), float(model(theta)[0]), float(noise)])
-        for eps in more:
-            y = theta + sigma * eps.to(dtype)
-            buffer.append((y, utility(y, config)))
+        wrong = np.random.RandomState([seed, t]).normal(size=config.new_samples)
+        for i, eps in enumerate(more):
+            wide = config.label_spread if i < (config.wide_labels or config.new_samples) else 1.0
+            y = theta + wide * sigma * eps.to(dtype)
+            buffer.append((y, utility(y, config) + config.label_noise * wrong[i]))
         buffer = buffer[-config.buffer_size :]
         for step in range(config.rm_steps):
             some = buffer
@@ -126,8 +200,9 @@ def run(seed, arm, config, iterations=None):
                 first = (t + 1) * config.new_samples - len(buffer)
                 places = torch.randint(len(buffer), (config.replay,), generator=drawn).tolist()
                 some = [buffer[(place - first) % config.buffer_size] for place in places]
-            adam.zero_grad()
-            for y, u in some:
-                ((model(y)[0] - u) ** 2 / len(some)).backward()
-            adam.step()
+            for each, steps in ((model, adam), *others):
+                steps.zero_grad()
+                for y, u in some:
+                    ((each(y)[0] - u) ** 2 / len(some)).backward()
+                steps.step()
     return np.array(rows).T

@@ -1,0 +1,221 @@
+"""Moved games and remedies: formulas against autograd, games against the plain loop, home as it was."""
+
+import numpy as np
+import pytest
+import slow.neural
+import torch
+from test_followers import SMALL, drawn, flat
+
+from fpo import mlp, neural, remedies
+from fpo.landscapes import Bell
+from fpo.neural import Config
+from fpo.parameters import ParameterError
+
+MOVES = {
+    "offset": {"offset": 1.5},
+    "cost at the origin": {"offset": 3.0, "cost_center": "origin", "action_cost": 0.1},
+    "start": {"start_distance": 2.0},
+    "cost at the start": {"start_distance": 2.0, "cost_center": "start", "action_cost": 0.1},
+    "noise target": {"noise_target": 1.0},
+    "factors": {"sharpness_factors": [0.5, 1.5, 0.25, 4.0]},
+    "two peaks": {"second_peak": True, "start_distance": 1.0},
+    "label noise": {"label_noise": 0.7},
+    "wide labels": {"wide_labels": 2, "label_spread": 5.0},
+    "moved, labels": {"offset": 1.5, "follower": "labels", "trust": 1.0, "action_cost": 0.1},
+}
+REMEDIES = {
+    "leverage": {"remedy_weight": 0.3},
+    "bound": {},
+    "bound around the refit": {"follower": "refit"},
+    "fitted": {"remedy_weight": 0.5},
+    "flat": {},
+    "rotated": {"remedy_weight": 0.1},
+    "mean": {"members": 3},
+    "minimum": {"members": 3},
+    "ensemble-bound": {"members": 3},
+}
+
+
+def same_as_the_plain_loop(changes):
+    config = Config(seeds=[0, 5], **{**SMALL, **changes})
+    result, home = neural.simulate(config), neural.simulate(Config(seeds=[0, 5], **SMALL))
+    for i, seed in enumerate(config.seeds):
+        found = result.utility[:, 0, i], result.reward[:, 0, i], result.noise[:, 0, i]
+        np.testing.assert_allclose(found, slow.neural.run(seed, "standard", config), rtol=1e-6)
+    assert not np.allclose(result.reward, home.reward, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_a_moved_game_is_the_plain_loop(name):
+    same_as_the_plain_loop({"gradient": "closed-form", **MOVES[name]})
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_a_game_with_a_remedy_is_the_plain_loop(name):
+    # One by autograd is enough: the remedies only call it.
+    kind = {"gradient": "autograd" if name == "leverage" else "closed-form", "damping": 0.01}
+    same_as_the_plain_loop({**kind, "remedy": name.split(" ")[0], **REMEDIES[name]})
+
+
+def test_home_written_out_is_home_to_the_last_bit():
+    written = {
+        "offset": 0.0, "start_distance": 0.0, "noise_target": 0.0, "sharpness_factors": [], "second_peak": False,
+        "cost_center": "zero", "remedy": "none", "members": 1, "label_noise": 0.0, "wide_labels": 0,
+    }  # fmt: skip
+    here = neural.simulate(Config(seeds=[0], outer_steps=12, **written)).reward
+    there = Config(seeds=[0], outer_steps=12)
+    assert isinstance(there.landscape(), Bell) and not there.start().any()
+    assert np.array_equal(here, neural.simulate(there).reward)
+    # All centers coincide at home, and the arithmetic with a center of 0 is skipped.
+    for center in ("start", "origin"):
+        assert np.array_equal(here, neural.simulate(there.replace(cost_center=center)).reward)
+    # The penalized arms of a game that starts elsewhere differ: nothing above was compared with itself.
+    assert not np.array_equal(here, neural.simulate(there.replace(offset=0.01)).reward)
+
+
+@pytest.mark.parametrize("name", ["start", "offset"])
+def test_a_seed_starts_where_its_variant_says(name):
+    config = Config(seeds=[3, 4], outer_steps=1, inner_steps=1, policy_lr=0.0, policy_lr_end=0.0, **MOVES[name])
+    result = neural.simulate(config, keep=[0])
+    first = result.of("standard", "actions")[0] - config.offset
+    wanted = MOVES[name].get("start_distance", 0.0)
+    np.testing.assert_allclose(np.linalg.norm(first, axis=-1), wanted, atol=1e-6)
+    assert np.all(first[:, :2] == 0) and (not wanted or abs(first[0] @ first[1]) < 3.9)
+    for i in range(2):
+        alone = neural.simulate(config.replace(seeds=[config.seeds[i]]), keep=[0])
+        assert np.array_equal(alone.of("standard", "actions")[0][0], result.of("standard", "actions")[0][i])
+
+
+def slopes(function, y):
+    """The gradient of a function of one action at each row, by autograd."""
+    y = y.clone().requires_grad_()
+    return torch.autograd.grad(function(y), y)[0]
+
+
+def penalized(model, w, hessian, delta, scale, pull):
+    """The penalized rewards, by dense algebra, as functions of one action (1, d)."""
+
+    def g(x):
+        parts = mlp.factors(model, x)[1]
+        return torch.cat([part for d, a in parts for part in ((d.mT @ a).flatten(), d[0])])
+
+    def reward(x):
+        return mlp.reward(model, x)[0]
+
+    def width(x):
+        return g(x) @ torch.linalg.solve(hessian, g(x))
+
+    return {
+        "leverage": lambda x: reward(x) - w * width(x),
+        "bound": lambda x: reward(x) + delta @ g(x) - w * (scale * width(x)).sqrt(),
+        "fitted": lambda x: reward(x) + 2 * w * (delta @ g(x)) * (pull @ g(x)),
+    }
+
+
+def steepness(model, x):
+    return slopes(lambda y: mlp.reward(model, y)[0], x).square().sum()
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_each_direction_is_the_penaltys_gradient(case):
+    layers, y, labels, _ = drawn(case)
+    weights = (torch.arange(9) < 7).double() / 7
+    ridge, w = 0.3, 0.8
+    at, theta = torch.randn(3, 1, 4).double(), torch.randn(3, 1, 4).double()
+    known = remedies.answers(layers, y, labels, weights, ridge)
+    zero = torch.zeros(3, 1).double()
+    plain = mlp.Objective(zero, zero, zero, None, Bell(np.zeros(4), 1.0, 0.1))
+    found = {
+        name: remedies.gradient(name, w, mlp.gradient_in_closed_form, known, refitted, torch.eye(4).double(), 1)(
+            layers, at, at - theta, plain
+        )
+        for name, refitted in (("leverage", False), ("bound", True), ("fitted", False))
+    }
+    found["flat"] = remedies.flatness(layers, at)
+    for run in range(3):
+        model = [(weight[run], bias[run]) for weight, bias in layers]
+        r, g = flat(model, y[run, :7])
+        hessian = 2 / 7 * g.T @ g + ridge * torch.eye(g.shape[1]).double()
+        errors = labels[run, :7] - r
+        delta = torch.linalg.solve(hessian, 2 / 7 * g.T @ errors)
+        scale = errors @ torch.linalg.solve(g @ g.T + 7 * ridge / 2 * torch.eye(7).double(), errors) / 7
+        pull = torch.linalg.solve(hessian, flat(model, theta[run])[1][0])
+
+        wanted = penalized(model, w, hessian, delta, scale * ridge, pull)
+        for name, function in wanted.items():
+            torch.testing.assert_close(found[name][run], slopes(function, at[run]), rtol=1e-7, atol=1e-8)
+        h = 1e-5
+        steps = [
+            (steepness(model, at[run] + h * e) - steepness(model, at[run] - h * e)) / (2 * h) for e in torch.eye(4)
+        ]
+        torch.testing.assert_close(found["flat"][run, 0], torch.stack(steps), rtol=1e-5, atol=1e-6)
+
+
+def test_the_scale_of_the_prior_is_the_one_of_most_likelihood():
+    layers, y, labels, _ = drawn(1)
+    known = remedies.answers(layers, y, labels, torch.full((9,), 1 / 9).double(), 0.3)
+    for run in range(3):
+        r, g = flat([(weight[run], bias[run]) for weight, bias in layers], y[run])
+        width = g @ g.T + 9 * 0.3 / 2 * torch.eye(9).double()
+
+        def likelihood(scale, r=r, width=width, run=run):
+            return torch.distributions.MultivariateNormal(r, scale * width).log_prob(labels[run])
+
+        best = float(known.scale[run])
+        assert likelihood(best) > max(likelihood(0.99 * best), likelihood(1.01 * best))
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_an_ensembles_slope_is_that_of_its_value(case):
+    rewards = torch.randn(4, 3, generator=torch.Generator().manual_seed(case), dtype=torch.float64)
+    kinds = {
+        "mean": lambda r: r.mean(0),
+        "minimum": lambda r: r.min(0).values,
+        "ensemble-bound": lambda r: r.mean(0) - 0.7 * r.std(0, correction=0),
+    }
+    for kind, value in kinds.items():
+        wanted = slopes(lambda r, value=value: value(r).sum(), rewards)
+        torch.testing.assert_close(remedies.shares(rewards, kind, 0.7), wanted)
+    even = torch.ones(4, 3).double()
+    assert remedies.shares(even, "ensemble-bound", 0.7).equal(even / 4)
+
+
+def test_a_rotation_keeps_lengths_and_differs_from_seed_to_seed():
+    turn = remedies.rotations((0, 1), 5)
+    torch.testing.assert_close(turn @ turn.mT, torch.eye(5).double().expand(2, 5, 5))
+    assert (turn[0] - turn[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"remedy": "bound"},
+        {"arms": ["standard"], "remedy": "fitted", "follower": "refit"},
+        {"arms": ["standard"], "remedy": "bound", "follower": "labels"},
+        {"arms": ["standard"], "remedy": "mean"},
+        {"members": 2},
+        {"sharpness_factors": [1.0]},
+        {"dimensions": 1, "signal_dimensions": 1, "second_peak": True},
+        {"arms": ["standard"], "remedy": "leverage", "rm_decay": 0.0},
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(wrong):
+    with pytest.raises(ParameterError):
+        Config(**wrong)
+
+
+def test_an_interrupted_ensemble_goes_on_to_the_same_numbers(tmp_path):
+    config = Config(seeds=[0, 5], **{**SMALL, "remedy": "minimum", "members": 3, "outer_steps": 8})
+    whole = neural.simulate(config, keep=[7])
+    play = neural.Play(config, (7,), neural.games.first_actions(config.start(), 1, 2, 4), resumed=False)
+    with torch.no_grad():
+        for t in range(4):
+            play.iteration(t)
+        state = play.state(3) | {"record": {a: torch.from_numpy(v) for a, v in play.record.items()}}
+        later = neural.Play(config, (7,), neural.games.first_actions(config.start(), 1, 2, 4), resumed=True)
+        later.load(state)
+        for t in range(4, 8):
+            later.iteration(t)
+    result = later.result(0.0)
+    assert np.array_equal(result.utility, whole.utility) and np.array_equal(result.actions, whole.actions)
+    assert result.reward_models[0][0].shape == (1, 1, 2, 6, 4)
