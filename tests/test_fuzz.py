@@ -261,7 +261,7 @@ def test_command_line(folder, words, content, odd, end):
         return [{"labels_asked": 2}]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fpo.llm.__main__.train", play)
+        patch.setattr("fpo.llm.train", play)
         out, told = Kept("strict"), Kept("backslashreplace")
         patch.setattr("sys.stdout", out)
         patch.setattr("sys.stderr", told)

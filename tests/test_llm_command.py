@@ -22,7 +22,7 @@ def command(monkeypatch, capsys):
             asked.append(chosen)
             return [{"labels_asked": 2}]
 
-        monkeypatch.setattr("fpo.llm.__main__.train", play)
+        monkeypatch.setattr("fpo.llm.train", play)
         status = main(list(words))
         return status, (asked or [None])[0], capsys.readouterr().err
 
@@ -94,13 +94,13 @@ def test_the_command_ends_in_one_line(monkeypatch, capsys, raised, status, messa
     def play(chosen, folder):
         raise raised
 
-    monkeypatch.setattr("fpo.llm.__main__.train", play)
+    monkeypatch.setattr("fpo.llm.train", play)
     assert main(["run"]) == status
     assert capsys.readouterr().err == message
 
 
 def test_a_folder_that_the_terminal_cannot_show(monkeypatch):
-    monkeypatch.setattr("fpo.llm.__main__.train", lambda chosen, folder: [{"labels_asked": 2}])
+    monkeypatch.setattr("fpo.llm.train", lambda chosen, folder: [{"labels_asked": 2}])
     shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", shown)
     assert main(["caf\xe9\udcff"]) == 0

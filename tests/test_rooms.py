@@ -146,9 +146,11 @@ def test_no_file_is_longer_than_400_lines_but_the_neural_game():
     assert set(long) <= {"neural.py"}, long
 
 
-@pytest.mark.parametrize("name", ["fpo.rules", "fpo.linear", "fpo.results", "fpo.monitor"])
+@pytest.mark.parametrize(
+    "name", ["fpo.rules", "fpo.linear", "fpo.results", "fpo.monitor", "fpo.llm", "fpo.llm.__main__", "fpo.llm.plan"]
+)
 def test_light_rooms_stay_light(name):
-    """Who asks for a rule's name, plays the linear game or writes results waits for no deep learning."""
+    """Who asks for a rule's name, plays the linear game, writes results or is refused waits for no deep learning."""
     program = f"import sys, {name}; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fpo.llm import FolderError, ModelError, TrainingError, settings, train
-from fpo.llm.settings import listed, read_yaml
+from fpo.llm.settings import listed, read_yaml, settings
 from fpo.parameters import ParameterError, brief, one_line
 
 
@@ -51,7 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("the following arguments are required: folder")
     try:
         values = _from_file(given.file) if given.file else {}
-        trace = train(settings(**{**values, **_assigned(given.set, given.profile)}), given.folder)
+        chosen = settings(**{**values, **_assigned(given.set, given.profile)})
+    except ParameterError as error:
+        print(error, file=sys.stderr)
+        return 1
+    # Seconds to load: only for settings that can be played.
+    from fpo.llm import FolderError, ModelError, TrainingError, train
+
+    try:
+        trace = train(chosen, given.folder)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
