@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import slow
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fpo import mlp, steering
@@ -71,6 +71,15 @@ def test_mlp_with_two_outputs_is_refused():
         mlp.factors([(torch.ones(2, 3), torch.ones(2))], torch.ones(1, 3), torch.tanh, torch.tanh)
 
 
+def steepest(layers, x):
+    """The largest argument of an activation."""
+    found = []
+    for weight, bias in layers[:-1]:
+        found.append(x @ weight.mT + bias[:, None])
+        x = softplus(found[-1])
+    return max(float(z.max()) for z in found)
+
+
 @st.composite
 def games(draw):
     """Random reward models, an action for each, an objective of every kind and a direction or none, in float64."""
@@ -95,14 +104,12 @@ def games(draw):
     labeled = normal(runs, n, d) if draw(st.booleans()) else None
     offset = normal(runs, 1, d, scale=0.1) if draw(st.booleans()) else None
     y = normal(runs, 1, d)
+    # Above 20 torch's softplus is its argument, with derivative 1: 2e-9 away from the closed form's sigmoid.
+    assume(max(steepest(layers, x) for x in (y, y if offset is None else y - offset, labeled) if x is not None) < 20)
     if labeled is None:
         return layers, y, offset, objective, None
     hessian = mlp.gauss_newton(layers, labeled, torch.full((n,), 1 / n).double(), 0.1)
     return layers, y, offset, objective, mlp.inverse_times_gradient(layers, y + 0.1, hessian)
-
-
-# What is left out to leave the cost alone, the penalty of the error, and that of the norm.
-OTHERS = ("error_weight", "norm_weight"), ("cost", "norm_weight"), ("cost", "error_weight")
 
 
 @given(games())
@@ -111,11 +118,7 @@ def test_closed_form_gradient_is_autograd(game):
     layers, y, offset, objective, a = game
     fast = mlp.gradient_in_closed_form(layers, y, offset, objective, a)
     wanted = mlp.gradient_by_autograd(layers, y, offset, objective, a)
-    # Rounding errors are those of the terms, which may nearly cancel in the sum.
-    none = torch.zeros_like(objective.cost)
-    cost, error, norm = (objective._replace(**dict.fromkeys(names, none)) for names in OTHERS)
-    terms = [mlp.gradient_by_autograd(layers, y, offset, term, a) for term in (cost, error, norm)]
-    scale = max(1.0, *(float(term.abs().max()) for term in terms))
+    scale = max(1.0, float(wanted.abs().max()))
     torch.testing.assert_close(fast / scale, wanted / scale, rtol=0, atol=1e-11)
 
 
