@@ -481,6 +481,7 @@ class Browser:
 
     def __init__(self, executable: str):
         self.executable = executable
+        self.idle: dict[str, list] = {}  # tabs that can be used again, by kind
 
     def __enter__(self) -> Browser:
         from playwright.sync_api import sync_playwright
