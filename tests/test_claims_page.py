@@ -164,6 +164,18 @@ def test_the_same_as_data(built_book):
         assert (record["context"] in CLAIMS) == record["statement"].startswith("There,")
 
 
+def leaning(claims):
+    """Claims whose rule cannot be read alone on its card: it points elsewhere, or names a margin without its size."""
+    bare = re.compile(r"as (above|below|before)|^(?!.*delta is \d).*delta")
+    return [claim["id"] for claim in claims if bare.search(claim["rule"])]
+
+
+def test_a_rule_can_be_read_alone():
+    rules = ["saved: as above", "the fall lies above delta", "it lies above -delta; the margin delta is 0.5"]
+    assert leaning([{"id": i, "rule": rule} for i, rule in enumerate(rules)]) == [0, 1]
+    assert leaning(CLAIMS.values()) == []
+
+
 def test_every_place_that_is_named_shows_a_claim():
     """A pattern that no claim has would be a slip; with other parameters a chapter may have fewer claims."""
     (content,) = re.findall(r"^```\{claims-cards\}\n(.*?)^```", (ROOT / "book" / "claims.md").read_text(), re.M | re.S)
