@@ -44,11 +44,11 @@ def said(env, notebook, name):
 
 
 def taken_away(env, notebook):
-    """The list under the heading "What to take away", or nothing: a chapter that is under way has none yet."""
+    """The list under the heading "What to take away"."""
     for text in texts(env, notebook):
         if found := re.search(r"^## What to take away\n+((?:- .+\n?(?:  .+\n?)*)+)", text, re.MULTILINE):
             return found[1]
-    return ""
+    raise Fault(f"notebooks/{notebook}.ipynb has no list under 'What to take away'")
 
 
 def minutes(env, notebook):
