@@ -188,7 +188,11 @@ def test_every_claim_has_its_place_and_every_place_a_claim():
     patterns = [line.partition(":")[0] for line in content.splitlines()]
     assert place_faults(patterns, CLAIMS) == []
     assert place_faults(patterns[1:], CLAIMS) == ["linear-collapse"]
-    assert place_faults(["linear-no", *patterns, "linear-re*"], CLAIMS) == ["linear-no", "linear-relaxed", "linear-rest"]
+    assert place_faults(["linear-no", *patterns, "linear-re*"], CLAIMS) == [
+        "linear-no",
+        "linear-relaxed",
+        "linear-rest",
+    ]
 
 
 # The directives, in a tiny book

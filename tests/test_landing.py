@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ import fpo_landing  # isort: skip  # beside the other extensions, which the line
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = re.findall(r"notebooks/(\w+)", (ROOT / "_toc.yml").read_text())
+WORDS_A_MINUTE = 240  # what adults read of such texts
 EXTENSIONS = [
     *("myst_nb", "sphinx_external_toc", "sphinx_design", "fpo_book", "fpo_claims", "fpo_verdicts"),
     *("fpo_landing", "fpo_pages"),
@@ -71,9 +73,25 @@ def test_every_chapter_is_on_both_pages_in_reading_order(built_book):
         card = pages.parsed(built_book, f"notebooks/{name}.html")
         answer = next(p for p in card.select(".summary-card p") if p.get_text().startswith("Answer."))
         part = brief.select_one(f"#brief-{name}")
-        question, told = (paragraph.get_text() for paragraph in part.select("p")[:2])
-        assert question.endswith("?") and told.split() == answer.get_text().removeprefix("Answer. ").split()
+        question, *told = (paragraph.get_text() for paragraph in part.select("p:not(.chapter-verdicts, li p)"))
+        assert question.endswith("?") and " ".join(told).split() == answer.get_text().removeprefix("Answer. ").split()
         assert part.select("ul > li"), f"{name} has nothing to take away"
+
+
+def in_sight(part):
+    """How many words of a part of a page are read before anything is unfolded or pointed at."""
+    open_part = copy.copy(part)
+    for away in open_part.select("details > :not(summary), .help-texts, .visually-hidden, .headerlink, mjx-container"):
+        away.decompose()
+    return len(open_part.get_text(" ").split())
+
+
+def test_the_book_in_five_minutes_takes_five_minutes(built_book):
+    parts = page(built_book, "brief").select("section[id^=brief-]")
+    assert sum(map(in_sight, parts)) <= 5 * WORDS_A_MINUTE
+    for fold in (fold for part in parts for fold in part.select("details")):
+        fold.unwrap()
+    assert sum(map(in_sight, parts)) > 5 * WORDS_A_MINUTE
 
 
 def test_the_bibtex_is_what_citation_says(built_book):
@@ -225,11 +243,20 @@ def test_the_brief_is_the_chapters_own_words(site):
     question, answer = (paragraph.get_text().split() for paragraph in part.select("p")[:2])
     assert part.h2.get_text().startswith("A tiny game") and question[:2] == ["Does", "it"]
     assert answer == "By 35%, and no more.".split()
-    assert [" ".join(item.get_text().split()) for item in part.select("li")] == ["It grows: by −1.2.", "Wait."]
+    assert [" ".join(item.get_text().split()) for item in part.select("details li")] == ["It grows: by −1.2.", "Wait."]
     assert part.select_one(".chapter-verdicts a")["href"] == (
         "book/claims.html?chapter=tiny&verdict=reproduced#claims-list"
     )
-    assert part.select("p")[-1].a["href"] == "notebooks/tiny.html#tiny"
+    assert part.select(".chapter-verdicts a")[-1]["href"] == "notebooks/tiny.html#tiny"
+
+
+def test_how_an_answer_begins():
+    long = "{result}`a/claims:b.value|s` of what $x. Y$ holds, " + "and more " * 9 + "holds."
+    assert fpo_landing.begun(f"Partly. {long} {{doc}}`So` it is.\nAnd (at 0.5 %) more.") == (
+        f"Partly. {long}",
+        "{doc}`So` it is.\nAnd (at 0.5 %) more.",
+    )
+    assert fpo_landing.begun("Not known.") == ("Not known.", "")
 
 
 def test_a_chapter_with_nothing_to_take_away_is_a_warning(site):

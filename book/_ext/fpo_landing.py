@@ -3,7 +3,8 @@
     ```{chapters}                       every chapter with its question, how long it takes and what came out
     ```
 
-    ```{brief}                          every chapter's question, answer and what to take away from it
+    ```{brief}                          every chapter's question, how its answer begins and its verdicts; folded, the rest
+                                        of the answer and what to take away
     ```
 
     {reading-time}`linear neural`       how long these chapters take to read together; `all` means every one
@@ -27,6 +28,8 @@ from fpo_claims import MARKS, chapters, read_claims, read_notebook, reference, t
 from fpo_verdicts import VERDICT, claims_page, counted, filtered
 from markupsafe import escape
 from sphinx.util.docutils import SphinxRole
+
+MORE = "More, and what to take away"
 
 
 def texts(env, notebook):
@@ -67,6 +70,18 @@ def spelled(count):
     return f"{hours} h {rest} min" if rest else f"{hours} h"
 
 
+SENTENCE = re.compile(r"(?:`[^`]*`|\$[^$]*\$|[^`$])+?[.?!](?=\s+[A-Z{*$\"(]|\s*$)", re.DOTALL)
+BEGINNING = 20  # words
+
+
+def begun(answer):
+    """The first sentences of an answer, one or as many as say something, and the others."""
+    sentences, first = SENTENCE.findall(answer), ""
+    while sentences and len(first.split()) < BEGINNING:
+        first += sentences.pop(0)
+    return first.strip(), "".join(sentences).strip()
+
+
 class FromChapters(ResultsDirective):
     """A directive whose content is text of the chapters."""
 
@@ -102,7 +117,7 @@ class Chapters(FromChapters):
 
 
 class Brief(FromChapters):
-    """{brief}: a section for each chapter with question, answer, verdicts and what to take away."""
+    """{brief}: a section for each chapter, to be read in half a minute; a fold holds what it leaves out."""
 
     def build(self, _):
         sections = []
@@ -111,11 +126,12 @@ class Brief(FromChapters):
             section = nodes.section("", nodes.title("", name), ids=[f"brief-{notebook}"], names=[])
             (question,) = self.parsed(said(self.env, notebook, "Question"), notebook)
             question["classes"].append("brief-question")
-            section += [question, *self.parsed(said(self.env, notebook, "Answer"), notebook)]
-            section += self.verdicts(notebook)
-            if lines := taken_away(self.env, notebook):
-                section += [paragraph(nodes.strong("", "What to take away")), *self.parsed(lines, notebook)]
-            section += paragraph(nodes.Text("The chapter: "), reference(self, notebook, name))
+            first, rest = begun(said(self.env, notebook, "Answer"))
+            section += [question, *self.parsed(first, notebook), self.verdicts(notebook)]
+            section[-1] += reference(self, notebook, "The chapter")
+            section += nodes.raw("", f"<details class='brief-more'><summary>{MORE}</summary>", format="html")
+            section += [*self.parsed(rest, notebook), *self.parsed(taken_away(self.env, notebook), notebook)]
+            section += nodes.raw("", "</details>", format="html")
             sections.append(section)
         return sections
 
