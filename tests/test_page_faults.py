@@ -170,6 +170,10 @@ SEEN = {
         looks.CAPTION,
     ),
     "clipped code": (page(CODE.format("long " * 100)), looks.CLIPPED),
+    "clipped print": (
+        page(f'<div class="cell_output">{CODE.format("long " * 30)}</div>'),
+        looks.CLIPPED,
+    ),
     "clipped code once it is unfolded": (
         page(f"<details><summary>code</summary>{CODE.format('long ' * 100)}</details>"),
         looks.CLIPPED,
