@@ -17,6 +17,8 @@ from pybtex.database import parse_string
 from tools import pages
 from tools.sphinx_book import Book
 
+from fpo.claims import VERDICTS
+
 import fpo_landing  # isort: skip  # beside the other extensions, which the line above has put on the path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,11 +46,56 @@ def test_the_first_page_answers_in_three_lines_with_the_results_numbers(built_bo
     lines = words.select("ol > li")
     assert len(lines) == 3 and all(line.select(".result") for line in lines)
     linear, neural, study = (results(name)["results"] for name in ("linear", "neural", "llm_study"))
-    shown = [[each.get_text() for each in line.select(".result")] for line in lines]
+    assert all(len(line.get_text().split()) <= 45 for line in lines)
+    shown = [[each.get_text() for each in line.select(":scope .result:not(strong *)")] for line in lines]
     assert shown[0][:2] == [str(linear["paired"]["fall"]["standard"]["wins"]), str(linear["seeds"])]
     gates = [study["gate"][name] for name in ("planted", "honest")]
     assert shown[0][2:6] == [str(gate[key]) for gate in gates for key in ("fallen", "seeds")]
-    assert shown[1][0] == str(neural["summary"]["relaxed"]["saved"])
+    assert shown[1][:2] == [str(neural["summary"]["relaxed"]["saved"]), str(neural["study_seeds"])]
+
+
+# What is claimed in bold, and what bears it.
+LEADS = [
+    [("It collapses:", "linear-collapse")],
+    [("Relaxed FPO prevents it:", "linear-relaxed"), ("", "neural-relaxed")],
+    [("Foresight aligns, whatever its goal:", "foresight-aligns-bradley-terry")],
+]
+VERDICT = re.compile(rf"\b({'|'.join(VERDICTS)}|hold|prove[sn]|work)\b")
+
+
+def lead_faults(words, verdicts):
+    """Bold words that a verdict of the results does not end, and verdicts that are typed."""
+    found = []
+    for line, leads in zip(words.select("ol > li"), LEADS, strict=True):
+        told = [bold.get_text().rstrip(".") for bold in line.select("strong")]
+        found += [told] if told != [f"{text} {verdicts[claim]}".strip() for text, claim in leads] else []
+        typed = copy.copy(line)
+        for result in typed.select(".result"):
+            result.clear()
+        found += VERDICT.findall(typed.get_text())
+    return found
+
+
+def test_what_the_first_page_says_in_bold_is_a_verdict_of_the_results(built_book):
+    words = page(built_book, "index").select_one(".landing-words")
+    verdicts = {claim["id"]: claim["verdict"] for chapter in CHAPTERS for claim in results(chapter)["claims"]}
+    assert lead_faults(words, verdicts) == []
+    assert lead_faults(words, verdicts | {"neural-relaxed": "partly"}) != []
+    words.select_one("strong").string = "It collapses: reproduced"
+    words.select_one("li p").append(" It is not reproduced.")
+    assert lead_faults(words, verdicts) == ["reproduced", "not reproduced"]
+
+
+def papers_models(runs):
+    """Stored runs that name a model of the paper's language-model experiment."""
+    return [path for path in runs.rglob("*.json") if "llama-3.2" in path.read_text(encoding="utf-8").lower()]
+
+
+def test_the_papers_models_have_not_been_run_as_the_first_page_says(built_book, tmp_path):
+    assert "Not run: the paper’s language-model" in page(built_book, "index").get_text()
+    assert papers_models(ROOT / "notebooks" / "runs") == []
+    (tmp_path / "run.json").write_text('{"policy": "meta-llama/Llama-3.2-1B"}')
+    assert papers_models(tmp_path) == [tmp_path / "run.json"]
 
 
 @pytest.mark.parametrize("name", ["index", "brief"])
@@ -83,7 +130,7 @@ def in_sight(part):
     open_part = copy.copy(part)
     for away in open_part.select("details > :not(summary), .help-texts, .visually-hidden, .headerlink, mjx-container"):
         away.decompose()
-    return len(open_part.get_text(" ").split())
+    return len(re.findall(r"\S*\w\S*", open_part.get_text(" ")))
 
 
 def test_the_book_in_five_minutes_takes_five_minutes(built_book):
@@ -128,7 +175,7 @@ def bibtex_faults(text, cited):
 
 IN_SIGHT = """
 () => Object.fromEntries(
-["article h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".landing-explorer .chart"].map(name => {
+["h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".paper-line", ".landing-explorer .chart"].map(name => {
   const box = document.querySelector(name).getBoundingClientRect();
   return [name, [box.left, box.right, box.top, box.bottom]];
 }))
@@ -154,9 +201,9 @@ def out_of_sight(boxes, height, whole, begun):
     return found + [name for name in begun if boxes[name][2] > height]
 
 
-def test_a_wide_first_screen_holds_answer_figure_verdicts_and_ways_in(opened):
+def test_a_wide_first_screen_holds_answer_figure_verdicts_ways_in_and_the_paper(opened):
     tab = opened(1280, 900)
-    parts = (["article h1", ".landing-words ol", ".verdict-strip", ".landing-explorer .chart"], [".ways-in"])
+    parts = (list(tab.evaluate(IN_SIGHT)), [])
     boxes = tab.evaluate(IN_SIGHT)
     assert out_of_sight(boxes, 900, *parts) == []
     assert boxes[".landing-explorer .chart"][0] >= boxes[".landing-words ol"][1], "the figure stands beside the answer"
@@ -165,8 +212,9 @@ def test_a_wide_first_screen_holds_answer_figure_verdicts_and_ways_in(opened):
 
 
 def test_a_phones_first_screen_holds_the_answer_and_the_verdicts(opened):
+    """The ways in, the paper and the explorer follow: a phone has no room for all, and the answer comes first."""
     tab = opened(390, 844)
-    parts = (["article h1", ".landing-words ol"], [".verdict-strip"])
+    parts = (["h1", ".landing-words ol"], [".verdict-strip"])
     assert out_of_sight(tab.evaluate(IN_SIGHT), 844, *parts) == []
     assert tab.evaluate(pages.FIND_OVERFLOW) is None
     tab.locator("article h1").evaluate("title => { title.style.height = '800px'; }")
