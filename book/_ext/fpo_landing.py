@@ -3,7 +3,7 @@
     ```{chapters}                       every chapter with its question, how long it takes and what came out
     ```
 
-    ```{brief}                          every chapter's question, how its answer begins and its verdicts; folded, the rest
+    ```{brief}                          every chapter's question, how its answer begins, its verdicts; folded, the rest
                                         of the answer and what to take away
     ```
 
