@@ -171,7 +171,7 @@ SEEN = {
     ),
     "clipped code": (page(CODE.format("long " * 100)), looks.CLIPPED),
     "clipped print": (
-        page(f'<div class="cell_output">{CODE.format("long " * 30)}</div>'),
+        page(f'<div class="cell_output">{CODE.format("long " * 100)}</div>'),
         looks.CLIPPED,
     ),
     "clipped code once it is unfolded": (
