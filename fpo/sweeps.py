@@ -11,8 +11,8 @@ import inspect
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
@@ -25,6 +25,7 @@ from fpo import files
 from fpo.parameters import ParameterError, brief, one_line
 
 Cell = dict[str, Any]
+LIMIT = 3600  # seconds that a kernel may take to start, or a cell of a notebook to run
 
 
 @dataclass(frozen=True)
@@ -32,27 +33,18 @@ class Notebook:
     """A chapter as a player: papermill executes it with the cell as parameters, and its results file gives the row.
 
     It has what this book's chapters have: a cell tagged `parameters`, one tagged `validate` that refuses what is not
-    allowed, and the parameter `results_path`.
-
-    Attributes
-    ----------
-    path : str
-        The notebook, which is executed in its own folder; workers on other machines need it too.
-    columns : mapping
-        By the row's name, where in `results` of the results file the value stands, with dots: `paired.fall.wins`.
-    seconds : int
-        The longest that a kernel may take to start, or a cell of the notebook to run.
+    allowed, and the parameter `results_path`. It is executed in its own folder; workers elsewhere need it there too.
+    `columns` names the row's entries, and where in `results` of the results file each stands: `paired.fall.wins`.
     """
 
     path: str
     columns: Mapping[str, str]
-    seconds: int = 3600
 
     def __call__(self, /, **cell: Any) -> dict[str, Any]:
         """Execute the notebook and give its row."""
         import papermill  # here and below: who plays a function needs none of it
 
-        limits = {"start_timeout": self.seconds, "execution_timeout": self.seconds}
+        limits = {"start_timeout": LIMIT, "execution_timeout": LIMIT}
         with tempfile.TemporaryDirectory() as folder:
             written, where = Path(folder, "results.json"), Path(self.path).parent
             given = {**cell, "results_path": str(written)}
@@ -64,6 +56,12 @@ class Notebook:
             for part in place.split("."):
                 row[name] = row[name][int(part) if isinstance(row[name], list) else part]
         return row
+
+    def digest(self) -> str:
+        """Identifies the notebook's code and the columns."""
+        cells = json.loads(Path(self.path).read_bytes())["cells"]
+        code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+        return hashlib.sha256(json.dumps([code, dict(self.columns)]).encode()).hexdigest()
 
     def faults(self, cells: Sequence[Cell]) -> list[str]:
         """What the notebook's own validation says of each cell, "" if nothing: one kernel for all.
@@ -86,7 +84,7 @@ class Notebook:
         for cell in cells:
             source = translate_parameters(notebook.metadata.kernelspec.name, "python", cell, "Parameters")
             notebook.cells += [nbformat.v4.new_code_cell(source), deepcopy(code[head - 1])]
-        limits = {"timeout": self.seconds, "startup_timeout": self.seconds, "allow_errors": True}
+        limits = {"timeout": LIMIT, "startup_timeout": LIMIT, "allow_errors": True}
         NotebookClient(notebook, resources={"metadata": {"path": str(Path(self.path).parent)}}, **limits).execute()
         outputs = [[each for each in cell.outputs if each.output_type == "error"] for cell in notebook.cells]
         told = [one_line(f"{errors[0].ename}: {errors[0].evalue}") if errors else "" for errors in outputs]
@@ -142,7 +140,8 @@ def sweep(
         How often a cell that raises is tried again, from 0 on. One whose worker dies is tried again as often as the
         scheduler's setting `allowed-failures` says.
     version : str
-        Whatever else a row depends on, such as `files.code_digest("fpo.linear")`: rows of another one do not count.
+        Whatever else a row depends on, as `files.code_digest("fpo.linear")` says for code: rows of another one do not
+        count. Those of a notebook with other cells or columns do not in any case.
 
     Returns
     -------
@@ -176,10 +175,15 @@ def sweep(
     rows = {i: _kept(path) for i, path in enumerate(paths) if path.exists()}
     waiting, failures = [i for i in range(len(cells)) if i not in rows], {}
     if waiting:
-        from distributed import as_completed  # who finds every cell kept starts no cluster
+        from distributed import Client, LocalCluster, as_completed  # who finds every cell kept needs none of it
 
         bar = tqdm(total=len(cells), initial=len(rows), desc="sweep", unit="cell")
-        with bar, _client(scheduler, min(workers, len(waiting))) as client:
+        place: Any = nullcontext(scheduler)
+        if not scheduler:
+            one = {"threads_per_worker": 1, "env": {"TQDM_DISABLE": "1"}}  # one bar is enough
+            quiet = {"dashboard_address": None, "silence_logs": logging.CRITICAL}  # a lost worker's cell tells of it
+            place = LocalCluster(n_workers=min(workers, len(waiting)), **one, **quiet)
+        with bar, place as cluster, Client(cluster) as client:
             futures = {client.submit(_row, play, cells[i], retries=retries, pure=False): i for i in waiting}
             for future in as_completed(futures):
                 i, error = futures[future], future.exception()
@@ -201,8 +205,9 @@ def _checked(
     play: Any, cells: list[Cell], check: Callable[..., Any] | None, version: str
 ) -> tuple[list[str], list[str]]:
     """The name of each cell's file, and what speaks against cells."""
-    faults = play.faults(cells) if isinstance(play, Notebook) and cells else [""] * len(cells)
-    names: list[str] = []
+    faults, names = [""] * len(cells), []
+    if isinstance(play, Notebook) and cells:
+        faults, version = play.faults(cells), version + play.digest()
     for i, cell in enumerate(cells):
         settings = ""
         try:
@@ -231,21 +236,3 @@ def _row(play: Callable[..., Mapping[str, Any]], cell: Cell) -> dict[str, Any]:
     if both := row.keys() & cell.keys():
         raise ValueError(f"the row has a name of a setting: {', '.join(sorted(both))}")
     return json.loads(json.dumps(row, allow_nan=False))
-
-
-@contextmanager
-def _client(scheduler: str, workers: int) -> Iterator[Any]:
-    from distributed import Client, LocalCluster
-
-    if scheduler:
-        with Client(scheduler) as client:
-            yield client
-        return
-    quiet = {"dashboard_address": None, "silence_logs": logging.CRITICAL}  # a lost worker is told of by its cell
-    with tempfile.TemporaryDirectory() as folder:
-        one = {"threads_per_worker": 1, "env": {"TQDM_DISABLE": "1"}}  # one bar is enough
-        with (
-            LocalCluster(n_workers=workers, local_directory=folder, **one, **quiet) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client

@@ -68,12 +68,6 @@ def seen(tmp_path):
     return str(tmp_path / "seen")
 
 
-def test_a_grid_is_every_combination():
-    assert sweeps.grid(a=[1, 2], b=["x", "y"]) == [
-        {"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"},
-    ]  # fmt: skip
-
-
 def test_a_sweep_on_this_machine_is_gathered_and_a_second_one_plays_what_is_new(tmp_path, seen, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     table = tmp_path / "table.json"
@@ -83,7 +77,7 @@ def test_a_sweep_on_this_machine_is_gathered_and_a_second_one_plays_what_is_new(
     assert rows == [cell | {"squared": cell["x"] ** 2, "threads": "1"} for cell in cells] and failures == []
     assert json.loads(table.read_text()) == {"rows": rows, "failures": []}
     # Whatever is kept needs no worker at all.
-    monkeypatch.setattr(sweeps, "_client", None)
+    monkeypatch.setattr("distributed.LocalCluster", None)
     assert sweeps.sweep(square, cells[::-1], tmp_path / "cells") == (rows[::-1], [])
     assert plays(seen, 1) == plays(seen, 3) == 1
 
@@ -210,7 +204,7 @@ def chapter(tmp_path):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "chapter.ipynb")
     columns = {"half": "by.0.half", "threads": "threads"}
-    return sweeps.Notebook(str(tmp_path / "chapter.ipynb"), columns, seconds=600)
+    return sweeps.Notebook(str(tmp_path / "chapter.ipynb"), columns)
 
 
 def test_a_notebook_is_swept_like_a_function(cluster, chapter, tmp_path):
@@ -221,10 +215,14 @@ def test_a_notebook_is_swept_like_a_function(cluster, chapter, tmp_path):
     rows, failures = sweeps.sweep(chapter, cells, tmp_path / "cells", scheduler=cluster, retries=0)
     assert rows == [{"a": 2.0, "half": 1.0, "threads": "1"}]
     assert failures == [{"cell": {"a": 3.0}, "error": "AssertionError: three is too many"}]
+    # What is kept is of this notebook and these columns.
+    other = sweeps.Notebook(chapter.path, {"half": "by.0.half"})
+    names = [sweeps._checked(each, cells, None, "")[0] for each in (chapter, chapter, other)]
+    assert names[0] == names[1] and not set(names[0]) & set(names[2])
 
 
 def test_a_chapter_of_the_book_refuses_by_its_own_class():
-    chapter = sweeps.Notebook(str(ROOT / "notebooks" / "linear.ipynb"), {}, seconds=600)
+    chapter = sweeps.Notebook(str(ROOT / "notebooks" / "linear.ipynb"), {})
     told = chapter.faults([{"gamma": 0.2, "seeds": [1, 2]}, {"gamma": "much"}, {"gama": 0.2}])
     assert told[0] == "" and "gamma = 'much': must be a finite number" in told[1] and "no such parameter" in told[2]
 
