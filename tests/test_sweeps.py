@@ -1,9 +1,7 @@
 """Sweeps: nothing is played that is not allowed, nothing that is finished is lost or played twice."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import dask
@@ -11,6 +9,7 @@ import nbformat
 import pytest
 from distributed import LocalCluster
 from nbformat.v4 import new_code_cell, new_notebook
+from tools.players import dies_at_two, fails_at_two, gives, plays, square
 
 from fpo import files, linear, sweeps
 from fpo.parameters import ParameterError
@@ -26,41 +25,6 @@ def cluster():
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as workers,
     ):
         yield workers.scheduler_address
-
-
-def mark(folder, x):
-    """Write down that a cell is played; gives how often it has been."""
-    with open(Path(folder, f"plays-{x}"), "a") as file:
-        file.write(f"{os.getpid()}\n")
-    return plays(folder, x)
-
-
-def plays(folder, x):
-    path = Path(folder, f"plays-{x}")
-    return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def square(x, folder):
-    mark(folder, x)
-    return {"squared": x * x, "threads": os.environ.get("OMP_NUM_THREADS")}
-
-
-def fails_at_two(x, folder):
-    mark(folder, x)
-    if x == 2 and not Path(folder, "repaired").exists():
-        raise OSError(f"no room\nfor {x}")
-    return {"squared": x * x}
-
-
-def dies_at_two(x, folder, times):
-    """A worker that is killed while it plays the cell 2, as often as told."""
-    if mark(folder, x) <= times and x == 2:
-        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
-    return {"squared": x * x}
-
-
-def gives(x, what):
-    return {"text": {"x": 1}, "number": {"y": float("nan")}, "object": {"y": object()}, "fine": {"y": 1.5}}[what]
 
 
 @pytest.fixture
