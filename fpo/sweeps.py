@@ -84,8 +84,9 @@ class Notebook:
         for cell in cells:
             source = translate_parameters(notebook.metadata.kernelspec.name, "python", cell, "Parameters")
             notebook.cells += [nbformat.v4.new_code_cell(source), deepcopy(code[head - 1])]
-        limits = {"timeout": LIMIT, "startup_timeout": LIMIT, "allow_errors": True}
-        NotebookClient(notebook, resources={"metadata": {"path": str(Path(self.path).parent)}}, **limits).execute()
+        settings: Any = {"timeout": LIMIT, "startup_timeout": LIMIT, "allow_errors": True}
+        settings["resources"] = {"metadata": {"path": str(Path(self.path).parent)}}
+        NotebookClient(notebook, **settings).execute()
         outputs = [[each for each in cell.outputs if each.output_type == "error"] for cell in notebook.cells]
         told = [one_line(f"{errors[0].ename}: {errors[0].evalue}") if errors else "" for errors in outputs]
         if broken := "".join(told[:head]):
@@ -106,7 +107,7 @@ def grid(**axes: Iterable[Any]) -> list[Cell]:
 
 def sweep(
     play: Callable[..., Mapping[str, Any]],
-    cells: Iterable[Mapping[str, Any]],
+    cells: Iterable[Cell],
     folder: str | Path,
     *,
     check: Callable[..., Any] | None = None,
@@ -122,7 +123,7 @@ def sweep(
     ----------
     play : callable or Notebook
         `play(**cell)` gives the cell's row, an object of what JSON knows (no NaN, no array) under names of its own.
-    cells : iterable of mappings
+    cells : iterable of dict
         The settings, as `grid` makes them: plain values, each cell once.
     folder : path
         Where finished cells are kept, a file each; made if it is not there.

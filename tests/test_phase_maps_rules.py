@@ -212,7 +212,7 @@ def test_every_claim_can_hold_and_can_fail(chapter, tmp_path, monkeypatch):
     }
     verdicts, content = told(tmp_path, monkeypatch, stored(chapter, **maps), Fake([9.0] * 8), linear_steps=200)
     assert {k for k, v in verdicts.items() if v != "does not hold"} <= {"trade"}
-    assert content["results"]["linear"]["rest"]["least"] < 0.05
+    assert content["results"]["linear"]["shares"]["rest"]["least"] < 0.05
     # Seven of eight seeds are not all of them, and a power that is too steep is refuted.
     maps["buffer"]["final"][:, 0] = np.tile(y, 20)
     maps["sigma"] = neural_map(y + 1 < 10 * (0.1 / sigma) ** 5, end=x / 4)
