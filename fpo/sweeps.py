@@ -126,7 +126,7 @@ def sweep(
     cells : iterable of dict
         The settings, as `grid` makes them: plain values, each cell once.
     folder : path
-        Where finished cells are kept, a file each; made if it is not there.
+        Where finished cells are kept, a file each; made if it is not there. A folder belongs to one player.
     check : callable, optional
         `check(**cell)` raises a ValueError for what is not allowed, as a class of parameters does. A notebook checks
         by its own; the names of a function's arguments are checked in any case.
