@@ -128,7 +128,7 @@ class Peaks:
     Examples
     --------
     >>> U = Peaks((Bell(np.zeros(1), 10.0, 0.2), Bell(np.array([3.0]), 4.0, 0.7)))
-    >>> float(U(np.array([3.0]))) == 10 * np.exp(-1.8) + 4
+    >>> bool(U(np.array([3.0])) == 10 * np.exp(-1.8) + 4)
     True
     """
 

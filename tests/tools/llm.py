@@ -71,6 +71,7 @@ def start(command: list[str], stderr: Any = subprocess.PIPE, **environment: str)
 # it says so and goes on when a byte comes in.
 NURSERY = """
 import importlib, json, os, sys
+from fpo.llm import train  # before the forks: main loads it when it plays
 from fpo.llm.__main__ import main
 
 def stop(called, call):

@@ -481,6 +481,7 @@ class Browser:
 
     def __init__(self, executable: str):
         self.executable = executable
+        self.idle: dict[str, list] = {}  # tabs that can be used again, by kind
 
     def __enter__(self) -> Browser:
         from playwright.sync_api import sync_playwright
@@ -515,12 +516,13 @@ class Browser:
             context.set_default_timeout(LIMIT * 1000)
             context.add_init_script(REMEMBER_THEME)
             context.add_init_script(self._axe)  # before the page loads, so that frames have it too
+            tab = context.new_page()  # one for all, since each is a process of its own that takes half a second to start
             for path in paths:
-                found |= self._page_faults(context, address, path, STYLE.format(letters=letters))
+                found |= self._page_faults(tab, address, path, STYLE.format(letters=letters))
             context.close()
         return sorted(found)
 
-    def _page_faults(self, context, address: str, path: str, style: str) -> set[Fault]:
+    def _page_faults(self, page, address: str, path: str, style: str) -> set[Fault]:
         found: set[Fault] = set()
         under_way = set()
 
@@ -544,14 +546,18 @@ class Browser:
             if message.type == "error" and not message.text.startswith(REPEATS):
                 fault(CONSOLE, message.text[:300])
 
-        page = context.new_page()
-        page.on("request", on_request)
-        page.on("requestfinished", lambda request: under_way.discard(request))
-        page.on("requestfailed", lambda request: under_way.discard(request))
-        page.on("response", on_response)
-        page.on("console", on_console)
-        page.on("pageerror", lambda error: fault(CONSOLE, str(error)[:300]))
-        page.on("websocket", lambda socket: fault(EXTERNAL, socket.url))  # ours has none
+        heard = {
+            "request": on_request,
+            "requestfinished": lambda request: under_way.discard(request),
+            "requestfailed": lambda request: under_way.discard(request),
+            "response": on_response,
+            "console": on_console,
+            "pageerror": lambda error: fault(CONSOLE, str(error)[:300]),
+            "websocket": lambda socket: fault(EXTERNAL, socket.url),  # ours has none
+        }
+        for event, handler in heard.items():
+            page.on(event, handler)
+        page.emulate_media(color_scheme="light")
         page.set_viewport_size({"width": WIDTHS[0], "height": HEIGHT})
         page.goto(address + path, wait_until="load")
         page.add_style_tag(content=style)
@@ -584,7 +590,9 @@ class Browser:
         deadline = time.monotonic() + LIMIT
         while under_way and time.monotonic() < deadline:
             page.wait_for_timeout(10)  # lets the events of what the page asked for come in
-        page.close()
+        for event, handler in heard.items():
+            page.remove_listener(event, handler)
+        page.goto("about:blank")  # what it still does is not told of the next one
         return found
 
     @staticmethod
