@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fpo  # isort: skip  # before torch: it lets idle threads sleep, here and in every process that is started from here
 
+import gc
 import importlib.util
 import os
 import sys
@@ -42,6 +43,11 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items, config):
     chapters.extend(items, Path(config.stash[chapters.FOLDER].name))
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+def pytest_collection_finish():
+    # What was loaded stays: without this, each call of statsmodels that collects garbage walks all of it, for a second.
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

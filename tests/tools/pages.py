@@ -431,7 +431,7 @@ FIND_UNREACHABLE = """
 """
 
 RUN_AXE = """
-async only => {
+async ([only, passed]) => {
   const known = window.axeKnown ??= {nodes: new WeakSet(), looks: new Set()};
   const seen = node => node.checkVisibility({visibilityProperty: true});
   // What a width or a theme shows that none showed before; of the first the whole page, with what it says as a whole.
@@ -442,36 +442,49 @@ async only => {
     nodes.forEach(node => known.nodes.add(node));
     return first ? document : {include: [...nodes].filter(node => !nodes.has(node.parentElement))};
   };
-  // Of the texts whose own and whose ancestors' looks are the same the first stands for all.
-  const looks = new Map(), include = [];
+  // Of the texts whose own and whose ancestors' looks are the same the first stands for all, on later pages too where
+  // it passed. Of a text's size and weight all that counts is whether it is large.
+  const looks = new Map(), chosen = new Map(), before = new Set(passed);
   const look = node => {
     if (!node) return "";
     if (!looks.has(node)) {
       const style = getComputedStyle(node);
-      looks.set(node, look(node.parentElement) + "/" + [style.color, style.backgroundColor, style.backgroundImage,
-        style.opacity, style.fontSize, style.fontWeight, style.textShadow, style.textDecorationLine].join());
+      looks.set(node, digest([look(node.parentElement), style.color, style.backgroundColor, style.backgroundImage,
+        style.opacity, style.textShadow, style.textDecorationLine].join()));
     }
     return looks.get(node);
+  };
+  const digest = text => {
+    let [a, b] = [1, 2];
+    for (let i = 0; i < text.length; i++) {
+      a = Math.imul(a ^ text.charCodeAt(i), 2654435761);
+      b = Math.imul(b ^ text.charCodeAt(i), 1597334677);
+    }
+    return `${a}/${b}`;
   };
   const alike = () => {
     for (const node of document.body.querySelectorAll("*")) {
       if (![...node.childNodes].some(child => child.nodeType === Node.TEXT_NODE && child.data.trim())) continue;
       const alone = node.textContent.trim() === node.parentElement.textContent.trim();  // a link in no text
-      const key = look(node) + (node.tagName === "A" ? alone : "");
-      if (known.looks.has(key) || !seen(node)) continue;
+      const {fontSize, fontWeight} = getComputedStyle(node);
+      const large = parseFloat(fontSize) >= (fontWeight >= 700 ? 18.66 : 24);
+      const key = [look(node), large, node.tagName === "A" && alone].join();
+      if (known.looks.has(key) || before.has(key) || !seen(node)) continue;
       known.looks.add(key);
-      include.push(node);
+      chosen.set(node, key);
     }
-    return {include};
+    return {include: [...chosen.keys()]};
   };
   const context = only.alike ? alike() : only.fresh ? fresh() : document;
-  if (context.include && !context.include.length) return [];
+  if (context.include && !context.include.length) return [[], []];
   // Preloading would fetch every style sheet once more, for rules that are not asked for.
-  const results = await axe.run(context, {
-    runOnly: only.runOnly, rules: only.rules || {}, resultTypes: ["violations"], preload: false});
-  return results.violations.flatMap(rule => rule.nodes.map(node => ({
+  const results = await axe.run(context, {runOnly: only.runOnly, rules: only.rules || {}, preload: false,
+    elementRef: true, resultTypes: ["violations", "incomplete"]});
+  for (const rule of [...results.violations, ...results.incomplete])
+    for (const node of rule.nodes) chosen.delete(node.element);
+  return [[...chosen.values()], results.violations.flatMap(rule => rule.nodes.map(node => ({
     rule: rule.id, target: node.target.flat().join(" "), html: node.html.slice(0, 160),
-    why: node.any.concat(node.all, node.none).map(check => check.message).join("; ").slice(0, 240)})));
+    why: node.any.concat(node.all, node.none).map(check => check.message).join("; ").slice(0, 240)})))];
 }
 """
 
@@ -511,12 +524,13 @@ class Browser:
         # A page that only forwards leaves before anything can be asked of it; its target is checked as a link.
         paths = [path for path in page_paths(folder) if not read_page(folder, path).redirects]
         found: set[Fault] = set()
+        self._passed: set[str] = set()  # looks of texts that have contrast enough
         with served(folder) as address:
             context = self._chromium.new_context(reduced_motion="reduce", service_workers="block")
             context.set_default_timeout(LIMIT * 1000)
             context.add_init_script(REMEMBER_THEME)
             context.add_init_script(self._axe)  # before the page loads, so that frames have it too
-            tab = context.new_page()  # one for all, since each is a process of its own that takes half a second to start
+            tab = context.new_page()  # one for all: each is a process of its own, which takes half a second to start
             for path in paths:
                 found |= self._page_faults(tab, address, path, STYLE.format(letters=letters))
             context.close()
@@ -603,9 +617,10 @@ class Browser:
         if overflow := page.evaluate(FIND_OVERFLOW):
             fault(OVERFLOW, f"with {letters} letters {overflow}")
 
-    @staticmethod
-    def _axe_faults(page, theme: str, only: dict, fault) -> None:
-        for violation in page.evaluate(RUN_AXE, only):
+    def _axe_faults(self, page, theme: str, only: dict, fault) -> None:
+        passed, violations = page.evaluate(RUN_AXE, [only, sorted(self._passed)])
+        self._passed.update(passed)
+        for violation in violations:
             rule = violation["rule"]
             kind = ALT if rule in ALT_RULES else CONTRAST if rule in COLOUR_RULES else ACCESS
             shown = f" in the {theme} theme at {page.viewport_size['width']} px" if only is not AXE_SCROLLING else ""
