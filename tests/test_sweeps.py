@@ -21,10 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def cluster():
     """The address of two workers who are restarted when they die; a cell that was there twice is given up."""
     with (
+        pytest.MonkeyPatch.context() as patch,
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as workers,
     ):
-        yield workers.scheduler_address
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as workers:
+            yield workers.scheduler_address
 
 
 @pytest.fixture
