@@ -363,9 +363,7 @@ class Monitor:
             before = {name: state.pop(name) for name in self.settings}
             vars(self).update(state, alarms=[Alarm(**each) for each in state["alarms"]])
         except Exception as error:  # NumPy, zipfile and json each have their own for other bytes
-            raise ValueError(
-                f"{path} is damaged or no state of a monitor: name another file to start afresh"
-            ) from error
+            raise ValueError(f"{path} is damaged or no state of a monitor: name another to start afresh") from error
         if before != self.settings:
             raise ValueError(f"{path} is of a monitor with {before}, this one has {self.settings}")
 
