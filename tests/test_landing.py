@@ -299,7 +299,7 @@ def test_the_brief_is_the_chapters_own_words(site):
 
 
 def test_how_an_answer_begins():
-    long = "{result}`a/claims:b.value|s` of what $x. Y$ holds, " + "and more " * 9 + "holds."
+    long = "{result}`a/claims:b.value|s` of what $x. Y$ holds, and more of it holds as well."
     assert fpo_landing.begun(f"Partly. {long} {{doc}}`So` it is.\nAnd (at 0.5 %) more.") == (
         f"Partly. {long}",
         "{doc}`So` it is.\nAnd (at 0.5 %) more.",

@@ -29,7 +29,7 @@ from fpo_verdicts import VERDICT, claims_page, counted, filtered
 from markupsafe import escape
 from sphinx.util.docutils import SphinxRole
 
-MORE = "More, and what to take away"
+MORE = "More, and takeaways"
 
 
 def texts(env, notebook):
@@ -71,7 +71,7 @@ def spelled(count):
 
 
 SENTENCE = re.compile(r"(?:`[^`]*`|\$[^$]*\$|[^`$])+?[.?!](?=\s+[A-Z{*$\"(]|\s*$)", re.DOTALL)
-BEGINNING = 20  # words
+BEGINNING = 10  # words, of one sentence or more
 
 
 def begun(answer):
