@@ -31,6 +31,7 @@ CASES = {
             "practical-softmax": "reproduced",
             "detached": "new",
             "sign": "partly",
+            "sign-unselected": "new",
             "leverage": "new",
         },
     ),
@@ -48,5 +49,5 @@ def test_verdicts(case, tmp_path):
     verdicts, content = play("penalties", tmp_path / "results.json", **parameters)
     results = content["results"]
     assert {name: verdicts[name] for name in expected} == expected
-    assert len(verdicts) == 10
+    assert len(verdicts) == 11
     assert (results["worst"]["standard"]["relaxed"] is None) == (parameters["steps"] <= results["early"])
