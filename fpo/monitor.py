@@ -201,7 +201,7 @@ class Monitor:
         self.baseline, self.checks = _whole("baseline", baseline, 5, 1000), _whole("checks", checks, 1, 10_000)
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 1e-4 <= alpha <= 0.5:
             raise ValueError(f"alpha = {str(alpha)[:40]}: must be a number from 0.0001 to 0.5")
-        self.alpha, self.path = float(alpha), None if path is None else Path(path)
+        self.alpha, self.path = float(alpha), None if path is None else Path(os.path.realpath(path))  # links stay links
         self.settings = {"baseline": self.baseline, "alpha": self.alpha, "checks": self.checks}
         self.step: int | None = None
         self.alarms: list[Alarm] = []
@@ -210,6 +210,8 @@ class Monitor:
         self._evidence: dict[str, float] = {}  # of the signals that share alpha, the largest logarithm so far
         self._kept: Arrays = {}  # the latest features, the frozen texts' last rewards
         if self.path is not None and self.path.exists():
+            if not self.path.is_file():
+                raise ValueError(f"path = {str(path)[:300]!r}: must name a regular file")
             self._load(self.path)
 
     def record(
@@ -352,6 +354,8 @@ class Monitor:
         try:
             with open(temporary, "wb") as file:
                 np.savez(file, state=json.dumps(self.settings | state), **kept)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -61,7 +61,7 @@ TABLE = {
         "files", "parameters", "rules", *llm("candidates decoding head loop runs settings workbench")
     },
     "fpo.llm.panels": llm("candidates decoding prompts together workbench"),
-    "fpo.llm.plan": {"parameters", *llm("settings")},
+    "fpo.llm.plan": {"parameters", "results", *llm("settings")},
     "fpo.llm.study": {
         "files", "parameters", "results", "rules",
         *llm("candidates loop oracles panels plan prompts settings together weights workbench")
