@@ -18,7 +18,7 @@ CASES = {
         {
             **dict.fromkeys(("relaxed-direction", "practical-direction", "detached"), "open"),
             **dict.fromkeys(("relaxed-softmax", "practical-softmax", "sign", "leverage"), "open"),
-            **dict.fromkeys(("identity", "line", "horizon"), "new"),
+            **dict.fromkeys(("identity", "line", "horizon", "sign-unselected"), "new"),
         },
     ),
     # The game ends in the middle of the climb, where "shorter" is the wrong way. With two features, more than a quarter
