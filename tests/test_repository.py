@@ -138,7 +138,7 @@ def test_every_launch_button_leads_to_an_environment_that_is_described():
     assert cell.splitlines() == [
         f"!git clone --depth 1 {url}",  # the chapters read notebooks/runs
         f"%cd {url.rpartition('/')[2]}",
-        '%pip install ".[llm]"',
+        '%pip install ".[llm,sweep]"',
         "!sh postBuild",
     ]
 

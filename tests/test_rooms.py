@@ -40,6 +40,7 @@ TABLE = {
     "fpo.unrolled": {"mlp", "neural"},
     "fpo.claims": {"stats"},
     "fpo.results": {"claims", "files", "parameters"},
+    "fpo.sweeps": {"files", "parameters"},
     # The language-model loop: below it only the module's own rooms, and within it from the bottom up.
     "fpo.llm.settings": {"rules", "parameters"},
     "fpo.llm.prompts": {"parameters"},
