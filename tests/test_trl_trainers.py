@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from fpo import files
+from fpo.parameters import ParameterError
 from fpo.trl import HeadReward, MonitorCallback, RetrainReward, SteeredReward
 
 QUESTIONS = ["Why is the sky blue?", "What do cats eat?", "Name a river.", "Who wrote it?"]
@@ -133,6 +134,14 @@ def test_a_merged_adapter_reloads(tiny, run, tmp_path):
         found = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(input_ids=ids).logits
         bare = AutoModelForCausalLM.from_pretrained(tiny["policy"]).eval()(input_ids=ids).logits
     assert torch.allclose(found, wanted, atol=1e-4) and not torch.allclose(found, bare, atol=1e-4)
+
+
+def test_rewards_in_another_process_are_refused():
+    """The class of TRL's own settings is known by its name, in the version that is pinned and in newer ones."""
+    from trl.experimental.async_grpo import AsyncGRPOConfig
+
+    with pytest.raises(ParameterError, match="must be GRPO, RLOO or OnlineDPO"):
+        MonitorCallback(Notes()).on_init_end(object.__new__(AsyncGRPOConfig), None, None)
 
 
 @pytest.mark.parametrize("trainer", ["GRPO", "OnlineDPO"])

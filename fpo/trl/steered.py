@@ -184,6 +184,8 @@ class SteeredReward:
                 penalties[place] = float(choice.penalty.flatten()[row])
         told = self._learned(seen, choice, rows)
         if log_metric is not None:
+            if trainer_state is not None and hasattr(trainer_state, "fpo_alarms"):  # from MonitorCallback
+                told["metrics"]["alarms"] = float(trainer_state.fpo_alarms)
             for name, value in told["metrics"].items():
                 log_metric(f"fpo/{name}", value)
         if log_extra is not None:
@@ -287,7 +289,7 @@ class SteeredReward:
             if self.teaches:
                 self._collect(seen, won, rows)
             self._measure(*spreads)
-        if self._frozen is None and isinstance(self.rm, HeadReward):
+        if self._frozen is None and isinstance(self.rm, HeadReward) and not seen.empty.all():
             self._frozen = seen.features[~seen.empty][:FROZEN].clone()
         metrics = {
             "reward": seen.rewards[~seen.empty].mean(),
