@@ -251,6 +251,29 @@ def test_columns_reach_the_oracle_and_every_text_is_paid_for_once(encoder, tmp_p
     assert all(topic == prompt[:3] for prompt, _, topic in paid)
 
 
+def test_a_probe_shares_the_labels(encoder):
+    """What the reward has paid for the probe does not ask for, and the other way round; nobody pays for silence."""
+    prompts, completions, references = rows()
+    paid = []
+
+    def oracle(prompts, completions, topic, **columns):
+        paid.extend(zip(prompts, completions, topic, strict=True))
+        return [float(len(said)) for said in completions]
+
+    reward = made(encoder, "practical", gamma=1.0, oracle=oracle)
+    window = {"prompts": prompts, "completions": completions, "reference": references, "topic": prompts}
+    reward(**window)
+    assert len(paid) == 6
+    for _ in range(2):
+        found = reward.probe(**window, completion_ids=[[1]] * 12, log_metric=None)
+        assert found == [None if not said.strip() else float(len(said)) for said in completions]
+        reward(**window)
+        assert len(paid) == len(set(paid)) == 11 + 3
+    assert reward.probe.__name__ == "probe"
+    with pytest.raises(ParameterError, match="the reward has no oracle"):
+        made(encoder, oracle=None).probe(prompts, completions)
+
+
 def test_only_the_winners_are_labeled_where_nothing_else_is_read(encoder):
     prompts, completions, references = rows()
     paid = []
@@ -497,9 +520,10 @@ def test_two_processes_agree_with_one(encoder, tmp_path):
                     MonitorCallback(SimpleNamespace()).on_step_end(None, state, control)
                 except (AttributeError, RuntimeError) as error:
                     shown.append(type(error).__name__)
+                probed = reward.probe(prompts[part], completions[part])
                 callback = RetrainReward(reward, lr=0.01)
                 callback.update()
-                told = [control.should_training_stop, shown]
+                told = [control.should_training_stop, shown, probed]
                 torch.save([found, len(asked), reward.rm.head.weight.detach(), *told], tmp_path / f"{rank}.pt")
                 torch.distributed.destroy_process_group()
                 status = 0
@@ -514,6 +538,7 @@ def test_two_processes_agree_with_one(encoder, tmp_path):
     assert [value is None for value in both] == [value is None for value in wanted]
     assert [x for x in both if x] == pytest.approx([x for x in wanted if x], abs=1e-5)
     assert [each[1] for each in told] == [14, 0]
-    assert [each[3:] for each in told] == [[True, [1, "AttributeError"]], [True, ["RuntimeError"]]]
+    assert told[0][5] + told[1][5] == pytest.approx(reward.probe(prompts, completions), nan_ok=True)
+    assert [each[3:5] for each in told] == [[True, [1, "AttributeError"]], [True, ["RuntimeError"]]]
     RetrainReward(reward, lr=0.01).update()
     assert all(torch.allclose(each[2], reward.rm.head.weight, atol=1e-5) for each in told)

@@ -62,7 +62,7 @@ def made(tiny, folder, trainer="RLOO", callbacks=(), **how):
     rows = [{"prompt": [{"role": "user", "content": text}], "reference": f"It is {text}"} for text in QUESTIONS * 4]
     made = kind(
         model=AutoModelForCausalLM.from_pretrained(tiny["policy"]), processing_class=words, args=args,
-        reward_funcs=[reward] if strided else [reward, letters], train_dataset=Dataset.from_list(rows),
+        reward_funcs=[reward] if strided else [reward, reward.probe], train_dataset=Dataset.from_list(rows),
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
         callbacks=[retrain, MonitorCallback(notes), *callbacks],
     )  # fmt: skip
@@ -98,7 +98,7 @@ def test_rloo_trains_policy_and_head(run):
     logs = [line for line in trainer.state.log_history if "fpo/reward" in line]
     assert len(logs) == 4 and logs[-1]["fpo/head_updates"] == 3.0
     assert "fpo/gamma" not in logs[0] and logs[-1]["fpo/gamma"] == pytest.approx(reward.gamma)
-    assert logs[0]["rewards/letters/mean"] > 0 and logs[0]["reward"] == pytest.approx(
+    assert logs[0]["rewards/probe/mean"] > 0 and logs[0]["reward"] == pytest.approx(
         logs[0]["rewards/fpo_leverage/mean"]
     )
     assert reward.rm.head.weight.abs().max() > 0.005
