@@ -102,6 +102,16 @@ def test_a_policy_that_lies_is_found_by_both(verdicts):
     assert found["truth-relaxed"] == found["similarity-relaxed"] == "does not hold"
 
 
+def test_a_tie_is_a_win_of_neither(verdicts):
+    """Standard wins 40 questions of 84 and ties on the rest: not most, though relaxed wins none."""
+    found, content = verdicts({"relaxed": 5, "standard": 45})
+    assert found["truth-relaxed"] == found["similarity-relaxed"] == found["ranking"] == "open"
+    row = content["results"]["pairs"]["truth_relaxed_standard"]
+    assert (row["wins"], row["ties"], row["losses"]) == (0, 44, 40) and row["high"] < 0.5 and row["losses_low"] < 0.5
+    untied = content["results"]["untied"]["truth_relaxed_standard"]
+    assert untied["pairs"] == 40 and untied["low"] > 0.5
+
+
 @pytest.mark.parametrize("judge, verdict, split", [("honest", "new", 0), ("first", "does not hold", 70)])
 def test_a_language_model_is_asked_over_http(judge, verdict, split, verdicts, monkeypatch):
     pytest.importorskip("openai", reason="the judge over HTTP needs the extra judge: pip install 'fpo[judge]'")
