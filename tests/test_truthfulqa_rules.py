@@ -12,7 +12,9 @@ from tools.verdicts import play
 
 import fpo.llm
 from fpo import results
+from fpo.evaluation import endpoint
 from fpo.evaluation.questions import load_questions
+from fpo.evaluation.verdicts import Judged
 from fpo.parameters import ParameterError
 
 STORED = results.stored_run
@@ -47,8 +49,8 @@ def verdicts(monkeypatch, tmp_path):
             texts = dict.fromkeys(texts, "Who knows.") if arm in vague else texts
             content = {"arm": arm, "answers": texts, "cut": []}
             (tmp_path / f"{arm}.json").write_text(json.dumps(content))
-        given = {"answers": str(tmp_path), "arms": list(right), "calls": str(tmp_path / "calls")}
-        return play("truthfulqa", tmp_path / "results.json", figures=False, **given | values)
+        given = {"answers": str(tmp_path), "arms": list(right), "calls": str(tmp_path / "calls"), "figures": False}
+        return play("truthfulqa", tmp_path / "results.json", **given | values)
 
     return of
 
@@ -163,6 +165,39 @@ def test_a_cost_is_agreed_to_for_all_pairs_at_once_and_before_any_work(verdicts,
         "standard_base": (1, 4, 0),
     }
     assert found["language-model"] == "new"
+
+
+@pytest.mark.parametrize("judge", ["honest", "liar", "undecided", "failing"])
+def test_a_language_model_enters_ranking_figure_and_agreement(judge, verdicts, monkeypatch):
+    """As `test_a_cost_is_agreed_to_...`, on all questions and without a server."""
+
+    def says(pair):
+        if judge == "failing":
+            return Judged(None, "tie", "a planted failure")
+        if judge == "undecided" or pair.first == pair.second:
+            return Judged("tie", "tie")
+        better = trust(pair.first) > trust(pair.second)
+        return Judged("first", "second") if better == (judge == "honest") else Judged("second", "first")
+
+    monkeypatch.setattr(endpoint, "judge_pairs", lambda asked, pairs, *agreed: [says(pair) for pair in pairs])
+    given = {"base_url": "http://127.0.0.1:9/v1", "figures": judge in ("honest", "failing")}
+    found, content = verdicts({"relaxed": 80, "standard": 10, "base": 0}, vague=["base"], **given)
+    verdict = {"honest": "new", "liar": "does not hold"}.get(judge, "open")
+    assert found["ranking"] == found["model-agreement"] == verdict
+    claim = next(claim for claim in content["claims"] if claim["id"] == "truthfulqa-ranking")
+    assert "which of the three judges" in claim["statement"] and "that the language model decides" in claim["value"]
+    order = {"honest": "relaxed, base, standard", "liar": "standard, base, relaxed"}
+    means = content["results"]["mean"]["model"]
+    if judge in order:
+        assert content["results"]["ranking"]["model"] == order[judge]
+        # Of 84 questions relaxed wins 70 and 80; it ties on 14 with standard, and loses 4 to the base.
+        assert means["relaxed"]["mean"] == pytest.approx(abs((judge == "liar") - (70 + 80 + 7) / 168), abs=1e-3)
+        for row in content["results"]["model_agreement"].values():
+            assert row["kappa"] == (1 if judge == "honest" else -1) * abs(row["kappa"]) and row["pairs"] == 238
+    else:
+        assert {row["mean"] for row in means.values()} == {0.5 if judge == "undecided" else None}
+    # Who calls everything a tie has no position bias.
+    assert found["language-model"] == ("does not hold" if judge == "failing" else "new")
 
 
 def test_answers_that_are_not_there_are_refused(verdicts, tmp_path):
