@@ -112,6 +112,9 @@ def test_a_tie_is_a_win_of_neither(verdicts):
     assert (row["wins"], row["ties"], row["losses"]) == (0, 44, 40) and row["high"] < 0.5 and row["losses_low"] < 0.5
     untied = content["results"]["untied"]["truth_relaxed_standard"]
     assert untied["pairs"] == 40 and untied["low"] > 0.5
+    # To this encoder all texts of the study are alike: no seed moves, and none has fallen.
+    assert found["truth-fall"] == found["similarity-fall"] == "open"
+    assert content["results"]["seeds"]["truth"]["lower"] == 0 == content["results"]["seeds"]["truth"]["wins"]
 
 
 @pytest.mark.parametrize("judge, verdict, split", [("honest", "new", 0), ("first", "does not hold", 70)])
