@@ -138,9 +138,10 @@ def release(folder, **changes):
     } | changes.get("answers", {})
     columns = ["question", "category", "baseline_vs_practical", "baseline_vs_relaxed", "relaxed_vs_practical"]
     columns += ["words_baseline", "words_practical", *changes.get("columns", ["words_relaxed"])]
-    said = ["relaxed"] * 6 + ["tie"] * 2 + ["baseline"] * 3 + ["tie"]
+    said = ["relaxed"] * 6 + ["tie"] * 2 + ["baseline"] * 3 + [changes.get("said", "tie")]
     rows = [
-        [q, "x", "tie", s, s.replace("baseline", "practical"), 3, 3, 3] for q, s in zip(QUESTIONS, said, strict=True)
+        [q, "factual", "tie", s, s.replace("baseline", "practical"), 3, 3, 3]
+        for q, s in zip(QUESTIONS, said, strict=True)
     ]
     with open(folder / "verdicts.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([columns, *rows])
@@ -180,6 +181,12 @@ def test_the_files_of_the_release_are_counted(verdicts, monkeypatch, tmp_path):
         ({"columns": []}, None),
         ({"answers": {"prompts": QUESTIONS[::-1]}}, "other questions than the verdicts'"),
         ({"known": 11}, "lacks 'Question 11\\?' and 0 more"),
+        ({"said": "error"}, "released_verdicts: baseline_vs_relaxed says 'error'"),
+        (
+            {"answers": {"answers_baseline": ["right"]}},
+            "released_answers: needs 12 texts in each of prompts, answers_b",
+        ),
+        ({"answers": {"answers_practical": [3] * 12}}, "released_answers: needs 12 texts"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(changes, message, verdicts, monkeypatch, tmp_path):
@@ -190,5 +197,21 @@ def test_files_that_do_not_fit_are_refused(changes, message, verdicts, monkeypat
         message = "the CSV has other columns"
     with pytest.raises(ParameterError, match=message):
         verdicts(**given)
+
+
+def test_files_that_are_not_there_or_broken_are_refused(verdicts, tmp_path):
+    given = release(tmp_path)
     with pytest.raises(ParameterError, match="give all three or none"):
         verdicts(**given | {"questions": ""})
+    for name in ("released_verdicts", "released_answers"):
+        with pytest.raises(ParameterError, match=f"{name}: cannot be read .*No such file"):
+            verdicts(**given | {name: str(tmp_path / "nothing")})
+    (tmp_path / "answers.json").write_text('{"prompts": [')
+    with pytest.raises(ParameterError, match="released_answers: cannot be read"):
+        verdicts(**given)
+    (tmp_path / "answers.json").write_text("[]")
+    with pytest.raises(ParameterError, match="released_answers: needs 12 texts"):
+        verdicts(**given)
+    (tmp_path / "verdicts.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ParameterError, match="released_verdicts: cannot be read"):
+        verdicts(**given)
