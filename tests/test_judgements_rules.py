@@ -108,6 +108,10 @@ def test_the_reported_counts_settle_nothing(verdicts):
     assert split["p"] < 0.05 / 3 < row["two_sided"] and row["family_low"] < 0.5 < split["family_low"]
     assert stats.power(power["visible"], 332, 0.05 / 3) == pytest.approx(0.8, abs=1e-4)
     assert power["55"]["chance"] < 0.5 < 0.8 < power["60"]["chance"] and power["55"]["needed"] > 817
+    planned = power["reported"]
+    assert planned["share"] == 0.566 and set(planned) == {"share", "decided_needed", "needed"}
+    assert stats.power(0.566, planned["decided_needed"], 0.05 / 3) >= 0.8
+    assert 817 < planned["needed"] < power["55"]["needed"]
     # No difference of accuracies could have met these rules.
     assert found["mmlu"] == found["arc"] == "open"
     rules = [claim["rule"] for claim in content["claims"] if claim["id"] in ("judgements-mmlu", "judgements-arc")]
@@ -140,7 +144,7 @@ def release(folder, **changes):
     columns += ["words_baseline", "words_practical", *changes.get("columns", ["words_relaxed"])]
     said = ["relaxed"] * 6 + ["tie"] * 2 + ["baseline"] * 3 + [changes.get("said", "tie")]
     rows = [
-        [q, "factual", "tie", s, s.replace("baseline", "practical"), 3, 3, 3]
+        [q, "Standard - Factual", "tie", s, s.replace("baseline", "practical"), 3, 3, 3]
         for q, s in zip(QUESTIONS, said, strict=True)
     ]
     with open(folder / "verdicts.csv", "w", encoding="utf-8", newline="") as file:
