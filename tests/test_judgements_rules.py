@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def released(share=0.6, kappa=0.5):
         "interval": [0.05, 0.15],
         "agreement": {"agreement": 0.5, "kappa": kappa, "low": kappa - 0.1, "high": kappa + 0.1},
     }
-    counted = ("wins", "losses", "ties", "identical")
+    counted = ("wins", "losses", "ties", "identical", "by_category")
     return {
         "pairs": {
             name: {key: row[key] for key in counted}
@@ -39,6 +40,7 @@ def released(share=0.6, kappa=0.5):
             | {"judges": {"truth": judge, "similarity": judge}}
             for name, row in REPORTED["pairs"].items()
         },
+        "sha256": {"verdicts": "another", "answers": "another"},
         "words": dict(REPORTED["mean_words"]),
         "without_end_mark": {"standard": REPORTED["standard_without_end_mark"], "practical": 600, "relaxed": 600},
     }
@@ -144,7 +146,7 @@ def release(folder, **changes):
     columns += ["words_baseline", "words_practical", *changes.get("columns", ["words_relaxed"])]
     said = ["relaxed"] * 6 + ["tie"] * 2 + ["baseline"] * 3 + [changes.get("said", "tie")]
     rows = [
-        [q, "Standard - Factual", "tie", s, s.replace("baseline", "practical"), 3, 3, 3]
+        [q, changes.get("kind", "Standard - Factual"), "tie", s, s.replace("baseline", "practical"), 3, 3, 3]
         for q, s in zip(QUESTIONS, said, strict=True)
     ]
     with open(folder / "verdicts.csv", "w", encoding="utf-8", newline="") as file:
@@ -176,7 +178,44 @@ def test_the_files_of_the_release_are_counted(verdicts, monkeypatch, tmp_path):
     assert counted["pairs"]["practical_standard"]["identical_ties"] == 12
     assert counted["without_end_mark"] == {"standard": 6, "practical": 6, "relaxed": 0}
     assert counted["words"]["relaxed"] == 2 and counted["words"]["standard"] == 2.5
+    assert row["by_category"] == {"factual": [6, 3, 3], "deceptive": [0, 0, 0], "sycophancy_safety": [0, 0, 0]}
     assert found["files"] in ("partly", "not reproduced") and len(counted["sha256"]["verdicts"]) == 64
+    value = next(claim["value"] for claim in content["claims"] if claim["id"] == "judgements-files")
+    assert "by category: no" in value
+    assert "not the files that were counted before: released_verdicts, released_answers" in value
+
+
+class Blind(Encoder):
+    """To it all texts are alike."""
+
+    def features(self, texts, prompts=None):
+        return torch.ones(len(texts), 384)
+
+
+def test_the_release_itself_is_recognized_and_counted(monkeypatch, tmp_path, capsys):
+    """By checksum, and with the counts that are stored; the judges are left out."""
+    shared = Path(__file__).parents[2] / "shared"
+    given = {
+        "released_verdicts": shared / "reference" / "released_judgements.csv",
+        "released_answers": shared / "reference" / "released_generations.json",
+        "questions": shared / "data" / "truthfulqa.csv",
+    }
+    if missing := [path.name for path in given.values() if not path.exists()]:
+        pytest.skip(f"needs the authors' released files in ../shared: there is no {missing[0]}")
+    monkeypatch.setattr(fpo.llm, "RewardModel", Blind)
+    values = {key: str(path) for key, path in given.items()}
+    found, content = play("judgements", tmp_path / "results.json", figures=False, **values)
+    assert found["files"] == "reproduced"
+    assert "the files that were counted before, by SHA-256" in capsys.readouterr().out
+    new, stored = content["results"]["released"], STORED("judgements/released")["results"]["released"]
+    assert new["sha256"] == stored["sha256"] and new["words"] == pytest.approx(stored["words"], abs=1e-3)
+    assert new["without_end_mark"] == stored["without_end_mark"]
+    for name, row in stored["pairs"].items():
+        counted = {key: value for key, value in row.items() if key != "judges"}
+        own = {key: new["pairs"][name][key] for key in counted}
+        assert own == {**counted, "one_cut": own["one_cut"], "longer": own["longer"]}, name
+        for kind in ("one_cut", "longer"):
+            assert own[kind] == pytest.approx(counted[kind], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +224,7 @@ def test_the_files_of_the_release_are_counted(verdicts, monkeypatch, tmp_path):
         ({"columns": []}, None),
         ({"answers": {"prompts": QUESTIONS[::-1]}}, "other questions than the verdicts'"),
         ({"known": 11}, "lacks 'Question 11\\?' and 0 more"),
+        ({"kind": "Other"}, "released_verdicts: category says 'Other'"),
         ({"said": "error"}, "released_verdicts: baseline_vs_relaxed says 'error'"),
         (
             {"answers": {"answers_baseline": ["right"]}},
