@@ -97,6 +97,7 @@ def test_the_opposite_effect_fails(verdicts):
     for name in (*(name.replace("_", "-") for name in PAIRS), "p-values", "shares", "mmlu"):
         assert found[name] == "not reproduced", name
     assert found["truth-judge"] == found["similarity-judge"] == found["agreement"] == "does not hold"
+    assert found["capability"] == "does not hold"
 
 
 def test_the_reported_counts_settle_nothing(verdicts):
@@ -114,6 +115,9 @@ def test_the_reported_counts_settle_nothing(verdicts):
     assert planned["share"] == 0.566 and set(planned) == {"share", "decided_needed", "needed"}
     assert stats.power(0.566, planned["decided_needed"], 0.05 / 3) >= 0.8
     assert 817 < planned["needed"] < power["55"]["needed"]
+    assert found["capability"] == "new"
+    row = content["results"]["capability"]["mmlu"]
+    assert row["accuracy"]["standard"] == pytest.approx(48.42) and row["either_way"] == pytest.approx(1.96 * 0.91)
     # No difference of accuracies could have met these rules.
     assert found["mmlu"] == found["arc"] == "open"
     rules = [claim["rule"] for claim in content["claims"] if claim["id"] in ("judgements-mmlu", "judgements-arc")]
