@@ -139,8 +139,7 @@ def steering_residual(rewards: np.ndarray, utilities: np.ndarray, features: np.n
         return values - values.sum(1, keepdims=True) / np.maximum(mask.sum(1, keepdims=True), 1)
 
     d = centered(features, asked[..., None])[asked]
-    size = float((d * d).sum() / max(len(d), 1))
-    if not size > 0:
+    if not (size := float((d * d).sum() / max(len(d), 1))) > 0:
         return np.nan
     p, wanted = (0.5 + 0.5 * np.tanh(centered(each, asked)[asked] / 2) for each in (rewards, utilities))
     adjoint = _solve(d, p * (1 - p) / len(d), RIDGE * size, features.mean((0, 1))[None])[0]
@@ -162,8 +161,7 @@ def _array(name: str, given: Any, shape: tuple[int | None, ...], missing: bool =
         found = np.array(given, dtype=float)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name}: {allowed}") from None
-    fits = found.size and found.ndim == len(shape)
-    fits = fits and all(length in (None, own) for length, own in zip(shape, found.shape, strict=True))
+    fits = found.size and len(found.shape) == len(shape) and all(map(lambda a, b: a in (None, b), shape, found.shape))
     if not fits or not (np.isfinite(found) | (missing & np.isnan(found))).all():
         raise ValueError(f"{name} of shape {found.shape}: {allowed}")
     return found
@@ -201,7 +199,7 @@ class Monitor:
         self.baseline, self.checks = _whole("baseline", baseline, 5, 1000), _whole("checks", checks, 1, 10_000)
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 1e-4 <= alpha <= 0.5:
             raise ValueError(f"alpha = {str(alpha)[:40]}: must be a number from 0.0001 to 0.5")
-        self.alpha, self.path = float(alpha), None if path is None else Path(path)
+        self.alpha, self.path = float(alpha), None if path is None else Path(os.path.realpath(path))  # links stay links
         self.settings = {"baseline": self.baseline, "alpha": self.alpha, "checks": self.checks}
         self.step: int | None = None
         self.alarms: list[Alarm] = []
@@ -350,8 +348,9 @@ class Monitor:
     def _save(self, path: Path, state: dict[str, Any], kept: dict[str, Any]) -> None:
         temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}")
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "wb", buffering=0) as file:
                 np.savez(file, state=json.dumps(self.settings | state), **kept)
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -364,7 +363,7 @@ class Monitor:
             before = {name: state.pop(name) for name in self.settings}
             vars(self).update(state, alarms=[Alarm(**each) for each in state["alarms"]])
         except Exception as error:  # NumPy, zipfile and json each have their own for other bytes
-            raise ValueError(f"{path} is damaged or no state of a monitor: remove it to start afresh") from error
+            raise ValueError(f"{path} is damaged or no state of a monitor: name another to start afresh") from error
         if before != self.settings:
             raise ValueError(f"{path} is of a monitor with {before}, this one has {self.settings}")
 

@@ -79,7 +79,7 @@ def stored_run(name: str) -> dict[str, Any]:
     """
     for path in (place / f"{name}.json" for place in _places()):
         if path.is_file():
-            return _read(path)
+            return read_run(path)
     raise FileNotFoundError(f"no stored run {name}.json: start in a checkout of the book's repository")
 
 
@@ -89,7 +89,14 @@ def _places() -> list[Path]:
     return list(dict.fromkeys(place.resolve() for place in places))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_run(path: Path) -> dict[str, Any]:
+    """The content of a stored run's file.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -108,7 +115,7 @@ def stored_runs(folder: str) -> dict[str, dict[str, Any]]:
         If a file is damaged.
     """
     there = [place / folder for place in _places() if (place / folder).is_dir()]
-    return {path.stem: _read(path) for path in sorted(there[0].glob("*.json"))} if there else {}
+    return {path.stem: read_run(path) for path in sorted(there[0].glob("*.json"))} if there else {}
 
 
 def decimals_at(path: str, digits: Mapping[str, int]) -> int | None:

@@ -435,7 +435,7 @@ def page_faults(tab):
     found = [tab.evaluate(pages.FIND_OVERFLOW)]
     for theme, rules in (("light", pages.AXE_ALL), ("light", pages.AXE_COLOURS), ("dark", pages.AXE_COLOURS)):
         tab.evaluate(pages.SET_THEME, theme)
-        found += [f"{each['rule']}: {each['target']}" for each in tab.evaluate(pages.RUN_AXE, rules)]
+        found += [f"{each['rule']}: {each['target']}" for each in tab.evaluate(pages.RUN_AXE, [rules, []])[1]]
     return [each for each in found if each]
 
 

@@ -172,6 +172,21 @@ def test_a_stored_run_s_adapter_can_be_made_again(content, played, tmp_path, cap
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"setting": "pl', "is damaged"), ("[]", "is damaged"), ('{"a": 1}', "is no run of a study: it has no 'prov")],
+)
+def test_a_damaged_run_is_named(content, tmp_path, capsys, text, message):
+    file, runs = tmp_path / "plan.yaml", tmp_path / "runs"
+    file.write_text(yaml.safe_dump(content))
+    runs.mkdir()
+    (runs / "planted-pilot-standard-100.json").write_text(text)
+    for more in ([], ["--again", "planted-pilot-standard-100", str(tmp_path / "adapter")]):
+        assert main([str(file), str(runs), "--work", str(tmp_path / "work"), *more]) == 1
+        told = capsys.readouterr().err
+        assert message in told and "planted-pilot-standard-100.json" in told and len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"group": None}, "plan: must have the entries arms, common"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tools.interrupts import interrupting
 from tools.llm import same
 
 from fpo import files
@@ -84,7 +85,7 @@ def test_the_head_that_is_refitted_minimizes_its_loss(together):
     assert torch.allclose(again, together.heads[3], atol=1e-5)
 
 
-def test_a_group_that_was_stopped_goes_on_to_the_same_numbers(bench, runs, together, tmp_path):
+def test_a_group_that_was_stopped_goes_on_to_the_same_numbers(bench, runs, together, tmp_path, monkeypatch):
     seen = []
 
     def watch(group):
@@ -103,7 +104,12 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_numbers(bench, runs, toget
     with pytest.raises(Stop):
         train_together(chosen, bench, watch, (0, 3, 8), file, told=stop)
     before = files.load(file)["spent"]
-    again = train_together(chosen, bench, watch, (0, 3, 8), file)
+    seldom = [each.replace(save_every=9) for each in chosen]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupting(patch, torch.optim.AdamW, "step", 6, False)  # the last window's policy is updated, its head is not
+        train_together(seldom, bench, watch, (0, 3, 8), file)
+    assert files.load(file)["position"] == 6, "Control-C saves what the last whole window left"
+    again = train_together(seldom, bench, watch, (0, 3, 8), file)
     assert all(again.spent[name] > spent > 0 for name, spent in before.items()), "what it took so far counts too"
     # After the watch at 3 the group had gone on to 6 and was stopped there, its checkpoint being that of 6 or earlier.
     assert seen[-1] == 8 and [each["position"] for each in again.watched[0]] == [0, 3, 8]

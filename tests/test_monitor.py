@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -310,6 +311,16 @@ def test_another_monitors_or_a_damaged_state_is_refused(tmp_path):
         with pytest.raises(ValueError, match="damaged"):
             Monitor(path=path)
         assert path.read_bytes() == damaged
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right of their own there")
+def test_a_link_stays_one_and_what_is_no_file_is_refused(tmp_path):
+    for place in (tmp_path, os.devnull):
+        with pytest.raises(ValueError, match="damaged or no state of a monitor"):
+            Monitor(path=place)
+    (tmp_path / "link.npz").symlink_to(tmp_path / "far.npz")
+    Monitor(path=tmp_path / "link.npz").record(0, rewards=[[0.0]])
+    assert (tmp_path / "link.npz").is_symlink() and (tmp_path / "far.npz").is_file()
 
 
 def test_a_full_disk_harms_nothing(tmp_path, monkeypatch):

@@ -245,7 +245,7 @@ def nbval(folder, *cells):
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", "tiny.ipynb"]
     # The variables of the surrounding pytest are not the inner one's business.
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=600)
 
 
 def claims(output, text="print('claim-1', 0.25, 'reproduced')"):

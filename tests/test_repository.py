@@ -138,7 +138,7 @@ def test_every_launch_button_leads_to_an_environment_that_is_described():
     assert cell.splitlines() == [
         f"!git clone --depth 1 {url}",  # the chapters read notebooks/runs
         f"%cd {url.rpartition('/')[2]}",
-        '%pip install ".[llm]"',
+        '%pip install ".[llm,sweep]"',
         "!sh postBuild",
     ]
 
@@ -365,7 +365,7 @@ def elsewhere(tmp_path):
 def make(folder: Path, *words: str) -> str:
     # The tests themselves run under make, whose variables would make this one its child.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "CALLER"}
-    result = subprocess.run(["make", *words], cwd=folder, env=clean, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(["make", *words], cwd=folder, env=clean, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -40,6 +40,7 @@ TABLE = {
     "fpo.unrolled": {"mlp", "neural"},
     "fpo.claims": {"stats"},
     "fpo.results": {"claims", "files", "parameters"},
+    "fpo.sweeps": {"files", "parameters"},
     # The language-model loop: below it only the module's own rooms, and within it from the bottom up.
     "fpo.llm.settings": {"rules", "parameters"},
     "fpo.llm.prompts": {"parameters"},
@@ -61,7 +62,7 @@ TABLE = {
         "files", "parameters", "rules", *llm("candidates decoding head loop runs settings workbench")
     },
     "fpo.llm.panels": llm("candidates decoding prompts together workbench"),
-    "fpo.llm.plan": {"parameters", *llm("settings")},
+    "fpo.llm.plan": {"parameters", "results", *llm("settings")},
     "fpo.llm.study": {
         "files", "parameters", "results", "rules",
         *llm("candidates loop oracles panels plan prompts settings together weights workbench")

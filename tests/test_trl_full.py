@@ -9,6 +9,7 @@ from tools.llm import make_classifier
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fpo.parameters import ParameterError
+from fpo.rules import RULES
 from fpo.trl import FullReward, HeadReward, RetrainReward, SteeredReward
 from fpo.trl.full import DIRECTION, NEITHER, OWN
 
@@ -73,6 +74,12 @@ def test_a_direction_by_two_forwards_by_jvp_and_by_autograd(folder):
     _, by_jvp = torch.func.jvp(rewards, (primals,), (tangents,))
     assert float((by_jvp - by_autograd @ v).detach().abs().max()) < 1e-4 * size
     assert not rm.along(torch.zeros(rm.size), QUESTIONS, SAID[:2]).any()
+
+
+def test_every_rule_is_played_or_known_not_to_be():
+    """A new rule of `fpo.rules` is not refused here without anybody having thought of it."""
+    refused = {"kl", "leverage", "anchor-other"}
+    assert {*OWN, *DIRECTION, *NEITHER} == set(RULES) - refused
 
 
 @pytest.mark.parametrize("rule", [*NEITHER, *DIRECTION, *OWN])

@@ -178,7 +178,7 @@ def read_labels(path: Path, each: int) -> tuple[list[str], list[str], list[bool]
     """
     rows: dict[str, list[tuple[str, str, bool]]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # some texts hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(f"labels {path}: cannot be read ({one_line(error)})") from None
     for number, line in enumerate(lines, 1):

@@ -1,6 +1,5 @@
 """What a study consists of: which runs, in which order, and with which weights, as far as its files say."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,8 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from fpo import results
 from fpo.llm.settings import PAIRWISE, Settings, settings
 from fpo.parameters import ParameterError
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The content of a run's file.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged or holds something else.
+    """
+    run = results.read_run(path)
+    if missing := {"settings", "weight", "watched", "winners", "provenance"} - set(run):
+        raise ValueError(f"{path} is no run of a study: it has no {sorted(missing)[0]!r}")
+    return run
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,7 @@ class Plan:
         paths = [self.out / f"{job.name}.json" for job in jobs]
         if not all(path.exists() for path in paths):
             return None
-        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        return [read_run(path) for path in paths]
 
     def pilots(self) -> list[Job]:
         """Standard runs on seeds of their own, in which the spread of every penalty is seen."""
@@ -160,7 +174,7 @@ class Plan:
 
     def cost(self) -> str:
         """What is missing, and how long that takes as far as the files of other runs say."""
-        there = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.out.glob("*.json"))]
+        there = [read_run(path) for path in sorted(self.out.glob("*.json"))]
         missing = self.missing()
         later = sum(len(part["seeds"]) * len(part["arms"]) for part in self.content["judged"]) - len(self.judged())
         told = f"{len(there)} runs are there, {len(missing)} can be played now, {later} when their weights are chosen"

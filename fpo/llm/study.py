@@ -7,7 +7,6 @@ plays what is missing, several runs as one batch in each of the workers, and can
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,7 +24,7 @@ from fpo.llm.candidates import TrainingError, beginning
 from fpo.llm.loop import refitted
 from fpo.llm.oracles import distinct_2, repetition
 from fpo.llm.panels import Panel, Responses
-from fpo.llm.plan import Job, Plan
+from fpo.llm.plan import Job, Plan, read_run
 from fpo.llm.prompts import load_prompts
 from fpo.llm.settings import read_yaml, settings
 from fpo.llm.together import Group, train_together
@@ -175,7 +174,7 @@ def play_again(plan: Plan, name: str, folder: Path) -> str:
     path = plan.out / f"{name}.json"
     if not path.exists():
         raise ParameterError(f"--again: {plan.out} has no run {name!r}")
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_run(path)
     own = settings(**stored["settings"])
     bench = Workbench(own)
     with tqdm(total=own.steps, desc="prompts") as bar:

@@ -4,6 +4,7 @@ A token of 16 rows reads all weights for little arithmetic; the rows of several 
 draws what it draws alone, and learns with its own adapter, head and optimizer states.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -287,7 +288,7 @@ def train_together(
     watch_at : positions
         When: 0 is before the first step.
     checkpoint : path, optional
-        A file to go on from; renewed every `save_every` windows and whenever something was watched.
+        A file to go on from; renewed every `save_every` windows.
     observed : names of rules
         As in `Group`.
     told : callable
@@ -301,6 +302,8 @@ def train_together(
         If the checkpoint is damaged or of other runs.
     TrainingError
         If a run cannot go on; the checkpoint stands.
+    KeyboardInterrupt
+        When what the last whole window left is saved.
     """
     group = Group(bench, runs, observed)
     if checkpoint is not None and (state := files.load(Path(checkpoint))) is not None:
@@ -322,5 +325,12 @@ def train_together(
             if group.position >= first.steps:
                 return group
             start = group.position
-            group.step()
+            # Control-C may come anywhere in a window, which changes tensors in place: a copy is saved.
+            whole = copy.deepcopy(group.state()) if checkpoint is not None else None
+            try:
+                group.step()
+            except KeyboardInterrupt:
+                if whole is not None:
+                    files.save(Path(str(checkpoint)), whole)
+                raise
             told(group.position - start)
