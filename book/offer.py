@@ -1,4 +1,4 @@
-"""Wake the links to files that were put beside a site's first page, the PDF first of all: `python book/offer.py SITE`.
+"""Wake the links to files beside a site's pages, its PDF and the archive to read offline: `python book/offer.py SITE`.
 
 The pages are rendered before such a file can be made of them. Until it is there, its link sleeps in a comment
 (`{offer}` in book/_ext/fpo_landing.py), so that no site has a link to nothing.

@@ -164,12 +164,31 @@ def test_the_same_as_data(built_book):
         assert (record["context"] in CLAIMS) == record["statement"].startswith("There,")
 
 
-def test_every_place_that_is_named_shows_a_claim():
-    """A pattern that no claim has would be a slip; with other parameters a chapter may have fewer claims."""
+def leaning(claims):
+    """Claims whose rule cannot be read alone on its card: it points elsewhere, or names a margin without its size."""
+    bare = re.compile(r"as (above|below|before)|^(?!.*delta is \d).*delta")
+    return [claim["id"] for claim in claims if bare.search(claim["rule"])]
+
+
+def test_a_rule_can_be_read_alone():
+    rules = ["saved: as above", "the fall lies above delta", "it lies above -delta; the margin delta is 0.5"]
+    assert leaning([{"id": i, "rule": rule} for i, rule in enumerate(rules)]) == [0, 1]
+    assert leaning(CLAIMS.values()) == []
+
+
+def place_faults(patterns, claims):
+    """Claims that not one place shows, and places that show none."""
+    found = [each for each in patterns if not any(fnmatchcase(name, each) for name in claims)]
+    return found + [name for name in claims if sum(fnmatchcase(name, each) for each in patterns) != 1]
+
+
+def test_every_claim_has_its_place_and_every_place_a_claim():
+    """In the committed book; with other parameters a chapter may have fewer claims."""
     (content,) = re.findall(r"^```\{claims-cards\}\n(.*?)^```", (ROOT / "book" / "claims.md").read_text(), re.M | re.S)
     patterns = [line.partition(":")[0] for line in content.splitlines()]
-    assert [each for each in patterns if not any(fnmatchcase(name, each) for name in CLAIMS)] == []
-    assert [name for name in CLAIMS if sum(fnmatchcase(name, each) for each in patterns) > 1] == []
+    assert place_faults(patterns, CLAIMS) == []
+    assert place_faults(patterns[1:], CLAIMS) == ["linear-collapse"]
+    assert place_faults(["linear-no", *patterns, "linear-cost*"], CLAIMS) == ["linear-no", "linear-cost"]
 
 
 # The directives, in a tiny book
@@ -364,6 +383,16 @@ def test_the_keyboard_alone_filters_and_the_address_keeps_it(opened):
     squares = tab.locator(".overview-row a.square:not(.left-out)")
     assert squares.evaluate_all("all => all.map(one => one.hash.slice(1))") == both
     assert tab.locator("section:has(> ul.claims):visible").count() == 1
+
+
+@pytest.mark.parametrize("fault", ["link.tabIndex = -1", "link.removeAttribute('href')"])
+def test_a_filter_that_the_keyboard_does_not_reach_is_seen(opened, fault):
+    tab = opened()
+    name = f"partly {len(expected(verdict='partly'))}"
+    link = tab.locator(".claims-filters a", has_text="partly")
+    link.evaluate(f"link => {{ {fault}; }}")
+    with pytest.raises(AssertionError, match=f"no way to {name!r}"):
+        tab_to(tab, name)
 
 
 def test_every_filter_leaves_what_its_name_says(opened):

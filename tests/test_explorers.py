@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tools import pages
-from tools.explorers import WHERE, field, query_of, stored
+from tools.explorers import WHERE, field, query_of, stored, tab_to
 from tools.sphinx_book import Book
 
 from fpo import linear
@@ -125,14 +125,21 @@ def test_keyboard_alone_turns_the_game_and_the_address_follows(explorer):
         field(tab, "arms", "foresight").focus()
         tab.keyboard.press("Space")
         assert "foresight" in before and "foresight" not in shown(tab)
-        while tab.evaluate("document.activeElement.name") != "action_cost":
-            tab.keyboard.press("Tab")
+        tab_to(tab, "action_cost")
         tab.keyboard.press("ArrowRight")
         assert query_of(tab) == "arms=standard,relaxed,practical&action_cost=0.105"
-        while tab.evaluate("document.activeElement.className") != "reset":
-            tab.keyboard.press("Tab")
+        tab_to(tab, "reset")
         tab.keyboard.press("Enter")
         assert (shown(tab), query_of(tab)) == (before, "")
+
+
+@pytest.mark.parametrize("name", ["action_cost", "reset"])
+def test_what_the_keyboard_does_not_reach_is_seen(explorer, name):
+    with explorer() as tab:
+        tab.locator(f".explorer :is([name={name}], .{name})").evaluate("one => { one.tabIndex = -1; }")
+        field(tab, "arms", "foresight").focus()
+        with pytest.raises(AssertionError, match=f"no way to '{name}'"):
+            tab_to(tab, name)
 
 
 def test_a_finger_is_enough(explorer):
@@ -144,6 +151,17 @@ def test_a_finger_is_enough(explorer):
         assert box["height"] >= 24
         tab.touchscreen.tap(box["x"] + box["width"] * 0.75, box["y"] + box["height"] / 2)
         assert "relaxed" not in shown(tab) and 0.6 < float(slider.input_value()) < 0.9
+
+
+def test_a_finger_moves_the_margin(explorer):
+    with explorer("neural", width=390, has_touch=True, is_mobile=True) as tab:
+        slider, before = field(tab, "margin"), tab.locator(".explorer .rule").inner_text()
+        slider.scroll_into_view_if_needed()
+        box = slider.bounding_box()
+        assert box["height"] >= 24
+        tab.touchscreen.tap(box["x"] + box["width"] * 0.9, box["y"] + box["height"] / 2)
+        assert query_of(tab) == f"margin={slider.input_value()}"
+        assert tab.locator(".explorer .rule").inner_text() != before
 
 
 def test_the_address_restores_the_view(explorer):

@@ -66,13 +66,23 @@ def test_the_step_starts_as_the_chapter_plays_it(explorer, prompts):
         assert prompts[0]["reference"].split()[0] in tab.locator(".explorer p.reference").inner_text()
 
 
+def turned_by_keyboard(tab):
+    """The next rule, and from there the least weight: the state that keys alone lead to."""
+    field(tab, "rule", "relaxed").focus()
+    for key in ("ArrowDown", "Tab", "Home"):
+        tab.keyboard.press(key)
+    return query_of(tab)
+
+
+def test_a_weight_that_the_keyboard_does_not_reach_is_seen(explorer):
+    with explorer("step") as tab:
+        field(tab, "weight").evaluate("slider => { slider.tabIndex = -1; }")
+        assert turned_by_keyboard(tab) == "rule=practical"
+
+
 def test_by_keyboard_the_weight_slides_and_the_winner_changes(explorer, prompts):
     with explorer("step") as tab:
-        field(tab, "rule", "relaxed").focus()
-        tab.keyboard.press("ArrowDown")
-        tab.keyboard.press("Tab")
-        tab.keyboard.press("Home")
-        assert query_of(tab) == "rule=practical&weight=0"
+        assert turned_by_keyboard(tab) == "rule=practical&weight=0"
         least = winning_text(tab)
         assert least == " ".join(prompts[0]["texts"][winner(prompts[0], "standard", 1)].split())
         tab.keyboard.press("End")

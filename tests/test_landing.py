@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -16,10 +17,13 @@ from pybtex.database import parse_string
 from tools import pages
 from tools.sphinx_book import Book
 
+from fpo.claims import VERDICTS
+
 import fpo_landing  # isort: skip  # beside the other extensions, which the line above has put on the path
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = re.findall(r"notebooks/(\w+)", (ROOT / "_toc.yml").read_text())
+WORDS_A_MINUTE = 240  # what adults read of such texts
 EXTENSIONS = [
     *("myst_nb", "sphinx_external_toc", "sphinx_design", "fpo_book", "fpo_claims", "fpo_verdicts"),
     *("fpo_landing", "fpo_pages"),
@@ -42,11 +46,56 @@ def test_the_first_page_answers_in_three_lines_with_the_results_numbers(built_bo
     lines = words.select("ol > li")
     assert len(lines) == 3 and all(line.select(".result") for line in lines)
     linear, neural, study = (results(name)["results"] for name in ("linear", "neural", "llm_study"))
-    shown = [[each.get_text() for each in line.select(".result")] for line in lines]
+    assert all(len(line.get_text().split()) <= 45 for line in lines)
+    shown = [[each.get_text() for each in line.select(":scope .result:not(strong *)")] for line in lines]
     assert shown[0][:2] == [str(linear["paired"]["fall"]["standard"]["wins"]), str(linear["seeds"])]
     gates = [study["gate"][name] for name in ("planted", "honest")]
     assert shown[0][2:6] == [str(gate[key]) for gate in gates for key in ("fallen", "seeds")]
-    assert shown[1][0] == str(neural["summary"]["relaxed"]["saved"])
+    assert shown[1][:2] == [str(neural["summary"]["relaxed"]["saved"]), str(neural["study_seeds"])]
+
+
+# What is claimed in bold, and what bears it.
+LEADS = [
+    [("It collapses:", "linear-collapse")],
+    [("Relaxed FPO prevents it:", "linear-relaxed"), ("", "neural-relaxed")],
+    [("Foresight aligns, whatever its goal:", "foresight-aligns-bradley-terry")],
+]
+VERDICT = re.compile(rf"\b({'|'.join(VERDICTS)}|hold|prove[sn]|work)\b")
+
+
+def lead_faults(words, verdicts):
+    """Bold words that a verdict of the results does not end, and verdicts that are typed."""
+    found = []
+    for line, leads in zip(words.select("ol > li"), LEADS, strict=True):
+        told = [bold.get_text().rstrip(".") for bold in line.select("strong")]
+        found += [told] if told != [f"{text} {verdicts[claim]}".strip() for text, claim in leads] else []
+        typed = copy.copy(line)
+        for result in typed.select(".result"):
+            result.clear()
+        found += VERDICT.findall(typed.get_text())
+    return found
+
+
+def test_what_the_first_page_says_in_bold_is_a_verdict_of_the_results(built_book):
+    words = page(built_book, "index").select_one(".landing-words")
+    verdicts = {claim["id"]: claim["verdict"] for chapter in CHAPTERS for claim in results(chapter)["claims"]}
+    assert lead_faults(words, verdicts) == []
+    assert lead_faults(words, verdicts | {"neural-relaxed": "partly"}) != []
+    words.select_one("strong").string = "It collapses: reproduced"
+    words.select_one("li p").append(" It is not reproduced.")
+    assert lead_faults(words, verdicts) == ["reproduced", "not reproduced"]
+
+
+def papers_models(runs):
+    """Stored runs that name a model of the paper's language-model experiment."""
+    return [path for path in runs.rglob("*.json") if "llama-3.2" in path.read_text(encoding="utf-8").lower()]
+
+
+def test_the_papers_models_have_not_been_run_as_the_first_page_says(built_book, tmp_path):
+    assert "Not run: the paper’s language-model" in page(built_book, "index").get_text()
+    assert papers_models(ROOT / "notebooks" / "runs") == []
+    (tmp_path / "run.json").write_text('{"policy": "meta-llama/Llama-3.2-1B"}')
+    assert papers_models(tmp_path) == [tmp_path / "run.json"]
 
 
 @pytest.mark.parametrize("name", ["index", "brief"])
@@ -71,10 +120,25 @@ def test_every_chapter_is_on_both_pages_in_reading_order(built_book):
         card = pages.parsed(built_book, f"notebooks/{name}.html")
         answer = next(p for p in card.select(".summary-card p") if p.get_text().startswith("Answer."))
         part = brief.select_one(f"#brief-{name}")
-        question, told = (paragraph.get_text() for paragraph in part.select("p")[:2])
-        assert question.endswith("?") and told.split() == answer.get_text().removeprefix("Answer. ").split()
-        source = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
-        assert bool(part.select("ul")) == ("## What to take away" in source)
+        question, *told = (paragraph.get_text() for paragraph in part.select("p:not(.chapter-verdicts, li p)"))
+        assert question.endswith("?") and " ".join(told).split() == answer.get_text().removeprefix("Answer. ").split()
+        assert part.select("ul > li"), f"{name} has nothing to take away"
+
+
+def in_sight(part):
+    """How many words of a part of a page are read before anything is unfolded or pointed at."""
+    open_part = copy.copy(part)
+    for away in open_part.select("details > :not(summary), .help-texts, .visually-hidden, .headerlink, mjx-container"):
+        away.decompose()
+    return len(re.findall(r"\S*\w\S*", open_part.get_text(" ")))
+
+
+def test_the_book_in_five_minutes_takes_five_minutes(built_book):
+    parts = page(built_book, "brief").select("section[id^=brief-]")
+    assert sum(map(in_sight, parts)) <= 5 * WORDS_A_MINUTE
+    for fold in (fold for part in parts for fold in part.select("details")):
+        fold.unwrap()
+    assert sum(map(in_sight, parts)) > 5 * WORDS_A_MINUTE
 
 
 def test_the_bibtex_is_what_citation_says(built_book):
@@ -111,7 +175,7 @@ def bibtex_faults(text, cited):
 
 IN_SIGHT = """
 () => Object.fromEntries(
-["article h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".landing-explorer .chart"].map(name => {
+["h1", ".landing-words ol", ".verdict-strip", ".ways-in", ".paper-line", ".landing-explorer .chart"].map(name => {
   const box = document.querySelector(name).getBoundingClientRect();
   return [name, [box.left, box.right, box.top, box.bottom]];
 }))
@@ -137,9 +201,9 @@ def out_of_sight(boxes, height, whole, begun):
     return found + [name for name in begun if boxes[name][2] > height]
 
 
-def test_a_wide_first_screen_holds_answer_figure_verdicts_and_ways_in(opened):
+def test_a_wide_first_screen_holds_answer_figure_verdicts_ways_in_and_the_paper(opened):
     tab = opened(1280, 900)
-    parts = (["article h1", ".landing-words ol", ".verdict-strip", ".landing-explorer .chart"], [".ways-in"])
+    parts = (list(tab.evaluate(IN_SIGHT)), [])
     boxes = tab.evaluate(IN_SIGHT)
     assert out_of_sight(boxes, 900, *parts) == []
     assert boxes[".landing-explorer .chart"][0] >= boxes[".landing-words ol"][1], "the figure stands beside the answer"
@@ -148,8 +212,9 @@ def test_a_wide_first_screen_holds_answer_figure_verdicts_and_ways_in(opened):
 
 
 def test_a_phones_first_screen_holds_the_answer_and_the_verdicts(opened):
+    """The ways in, the paper and the explorer follow: a phone has no room for all, and the answer comes first."""
     tab = opened(390, 844)
-    parts = (["article h1", ".landing-words ol"], [".verdict-strip"])
+    parts = (["h1", ".landing-words ol"], [".verdict-strip"])
     assert out_of_sight(tab.evaluate(IN_SIGHT), 844, *parts) == []
     assert tab.evaluate(pages.FIND_OVERFLOW) is None
     tab.locator("article h1").evaluate("title => { title.style.height = '800px'; }")
@@ -226,17 +291,25 @@ def test_the_brief_is_the_chapters_own_words(site):
     question, answer = (paragraph.get_text().split() for paragraph in part.select("p")[:2])
     assert part.h2.get_text().startswith("A tiny game") and question[:2] == ["Does", "it"]
     assert answer == "By 35%, and no more.".split()
-    assert [" ".join(item.get_text().split()) for item in part.select("li")] == ["It grows: by −1.2.", "Wait."]
+    assert [" ".join(item.get_text().split()) for item in part.select("details li")] == ["It grows: by −1.2.", "Wait."]
     assert part.select_one(".chapter-verdicts a")["href"] == (
         "book/claims.html?chapter=tiny&verdict=reproduced#claims-list"
     )
-    assert part.select("p")[-1].a["href"] == "notebooks/tiny.html#tiny"
+    assert part.select(".chapter-verdicts a")[-1]["href"] == "notebooks/tiny.html#tiny"
 
 
-def test_a_chapter_that_is_under_way_has_nothing_to_take_away(site):
+def test_how_an_answer_begins():
+    long = "{result}`a/claims:b.value|s` of what $x. Y$ holds, and more of it holds as well."
+    assert fpo_landing.begun(f"Partly. {long} {{doc}}`So` it is.\nAnd (at 0.5 %) more.") == (
+        f"Partly. {long}",
+        "{doc}`So` it is.\nAnd (at 0.5 %) more.",
+    )
+    assert fpo_landing.begun("Not known.") == ("Not known.", "")
+
+
+def test_a_chapter_with_nothing_to_take_away_is_a_warning(site):
     site.chapter(CARD, "(claims-tiny)=\n## Claims", "Something.")
-    made, warnings = site.make("```{brief}\n```")
-    assert warnings == "" and not made.select("section#brief-tiny li") and "35%" in made.get_text()
+    assert "notebooks/tiny.ipynb has no list under 'What to take away'" in site.make("```{brief}\n```")[1]
 
 
 def test_chapters_are_questions(site):

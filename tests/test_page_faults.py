@@ -170,6 +170,10 @@ SEEN = {
         looks.CAPTION,
     ),
     "clipped code": (page(CODE.format("long " * 100)), looks.CLIPPED),
+    "clipped print": (
+        page(f'<div class="cell_output">{CODE.format("long " * 100)}</div>'),
+        looks.CLIPPED,
+    ),
     "clipped code once it is unfolded": (
         page(f"<details><summary>code</summary>{CODE.format('long ' * 100)}</details>"),
         looks.CLIPPED,
@@ -313,7 +317,7 @@ def test_nothing_planted_nothing_found(tmp_path, browser):
     <script>console.log("no error"); console.warn("none either")</script>""".replace("DOT", DOT)
         .replace("LONG", "long " * 100)
         .replace("CODE", CODE.format("x" * 76))
-        .replace("OUTPUT", CODE.format("long " * 100))
+        .replace("OUTPUT", CODE.format("y" * 76))
     )
     head = STRICT + '<link rel="canonical" href="https://example.org/other.html">'
     write_site(tmp_path, **other(body, head), **{"a b.html": page('<p id="é">text</p>'), "genindex": page()})

@@ -229,3 +229,27 @@ def test_a_page_from_the_browser_is_printed_as_in_the_book(address, browser):
             assert tab.evaluate(WIDER) == []
             tab.emulate_media(media="screen")
             tab.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+
+
+BROKEN = f'<pre>{CODE}</pre><div style="break-before: page; height: 9px"></div>'
+
+
+def printed_alone(tab, pdf):
+    """Faults of a page's print from the browser, and what is on it."""
+    tab.pdf(path=pdf, prefer_css_page_size=True)
+    sheets = paper.read_sheets(pdf)
+    return {fault.kind for fault in paper.sheet_faults(sheets)}, paper.squeeze("".join(sheet.text for sheet in sheets))
+
+
+def test_a_print_from_the_browser_has_no_blank_page_and_no_clipped_text(address, browser, tmp_path):
+    with closing(browser._chromium.new_context()) as session:
+        tab = session.new_page()
+        for path in ("notebooks/judgements.html", "book/claims.html", "book/index.html"):
+            tab.goto(address + path)
+            faults, text = printed_alone(tab, tmp_path / "page.pdf")
+            assert not faults, path
+            assert paper.squeeze(tab.locator("article h1").inner_text().rstrip("#")) in text
+            assert paper.squeeze(tab.locator("article h2").last.inner_text().rstrip("#")) in text
+        tab.add_style_tag(content="@media print { pre { overflow: hidden !important; white-space: pre !important } }")
+        tab.locator("article").evaluate("(page, more) => page.insertAdjacentHTML('beforeend', more)", BROKEN)
+        assert printed_alone(tab, tmp_path / "page.pdf")[0] == {paper.BLANK, paper.CLIPPED}

@@ -3,7 +3,8 @@
     ```{chapters}                       every chapter with its question, how long it takes and what came out
     ```
 
-    ```{brief}                          every chapter's question, answer and what to take away from it
+    ```{brief}                          every chapter's question, how its answer begins, its verdicts; folded, the rest
+                                        of the answer and what to take away
     ```
 
     {reading-time}`linear neural`       how long these chapters take to read together; `all` means every one
@@ -28,6 +29,8 @@ from fpo_verdicts import VERDICT, claims_page, counted, filtered
 from markupsafe import escape
 from sphinx.util.docutils import SphinxRole
 
+MORE = "More, and takeaways"
+
 
 def texts(env, notebook):
     """The text cells of a chapter."""
@@ -44,11 +47,11 @@ def said(env, notebook, name):
 
 
 def taken_away(env, notebook):
-    """The list under the heading "What to take away", or nothing: a chapter that is under way has none yet."""
+    """The list under the heading "What to take away"."""
     for text in texts(env, notebook):
         if found := re.search(r"^## What to take away\n+((?:- .+\n?(?:  .+\n?)*)+)", text, re.MULTILINE):
             return found[1]
-    return ""
+    raise Fault(f"notebooks/{notebook}.ipynb has no list under 'What to take away'")
 
 
 def minutes(env, notebook):
@@ -65,6 +68,18 @@ def spelled(count):
     if not hours:
         return f"{rest} minutes"
     return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
+SENTENCE = re.compile(r"(?:`[^`]*`|\$[^$]*\$|[^`$])+?[.?!](?=\s+[A-Z{*$\"(]|\s*$)", re.DOTALL)
+BEGINNING = 10  # words, of one sentence or more
+
+
+def begun(answer):
+    """The first sentences of an answer, one or as many as say something, and the others."""
+    sentences, first = SENTENCE.findall(answer), ""
+    while sentences and len(first.split()) < BEGINNING:
+        first += sentences.pop(0)
+    return first.strip(), "".join(sentences).strip()
 
 
 class FromChapters(ResultsDirective):
@@ -102,7 +117,7 @@ class Chapters(FromChapters):
 
 
 class Brief(FromChapters):
-    """{brief}: a section for each chapter with question, answer, verdicts and what to take away."""
+    """{brief}: a section for each chapter, to be read in half a minute; a fold holds what it leaves out."""
 
     def build(self, _):
         sections = []
@@ -111,11 +126,12 @@ class Brief(FromChapters):
             section = nodes.section("", nodes.title("", name), ids=[f"brief-{notebook}"], names=[])
             (question,) = self.parsed(said(self.env, notebook, "Question"), notebook)
             question["classes"].append("brief-question")
-            section += [question, *self.parsed(said(self.env, notebook, "Answer"), notebook)]
-            section += self.verdicts(notebook)
-            if lines := taken_away(self.env, notebook):
-                section += [paragraph(nodes.strong("", "What to take away")), *self.parsed(lines, notebook)]
-            section += paragraph(nodes.Text("The chapter: "), reference(self, notebook, name))
+            first, rest = begun(said(self.env, notebook, "Answer"))
+            section += [question, *self.parsed(first, notebook), self.verdicts(notebook)]
+            section[-1] += reference(self, notebook, "The chapter")
+            section += nodes.raw("", f"<details class='brief-more'><summary>{MORE}</summary>", format="html")
+            section += [*self.parsed(rest, notebook), *self.parsed(taken_away(self.env, notebook), notebook)]
+            section += nodes.raw("", "</details>", format="html")
             sections.append(section)
         return sections
 

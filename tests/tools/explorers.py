@@ -51,6 +51,15 @@ def field(tab, name, value=None):
     return tab.locator(f".explorer [name={name}]" + (f"[value={value}]" if value else ""))
 
 
+def tab_to(tab, name, presses=40):
+    """Go on by Tab to what has this name or class."""
+    for _ in range(presses):
+        tab.keyboard.press("Tab")
+        if name in tab.evaluate("[document.activeElement.name, document.activeElement.className]"):
+            return
+    raise AssertionError(f"no way to {name!r} by keyboard")
+
+
 def query_of(tab):
     """The state as it stands in the address."""
     return tab.evaluate("decodeURIComponent(location.hash)").partition("?")[2]

@@ -61,8 +61,7 @@ def faults(pdf: Path, site: Path, paths: list[str]) -> list[Fault]:
     sheets = read_sheets(pdf)
     texts = [sheet.text for sheet in sheets]
     squeezed = [squeeze(text) for text in texts]
-    # The number at a page's foot comes first in its text.
-    bodies = [text.removeprefix(str(number)) for number, text in enumerate(squeezed, start=1)]
+    bodies = [body(sheet, number) for number, sheet in enumerate(sheets, start=1)]
     whole = "".join(bodies)
     sources = [read_source(site, path) for path in paths]
     found: set[Fault] = set()
@@ -72,14 +71,9 @@ def faults(pdf: Path, site: Path, paths: list[str]) -> list[Fault]:
     if last < 0.99 * first:
         found.add(Fault("the print", SHRUNK, f"to {last / first:.0%}, since something is wider than a page"))
 
-    # The right margin is as wide as the left one; a page may hold only what is set in.
-    left = min((left for sheet in sheets for left, _ in sheet.edges), default=0)
+    found |= sheet_faults(sheets)
     for number, (sheet, text) in enumerate(zip(sheets, bodies, strict=True), start=1):
         where = f"page {number}"
-        if not text and not sheet.pictures:
-            found.add(Fault(where, BLANK, "neither a word nor a picture"))
-        edge = sheet.width - left + ROUNDING
-        found |= {Fault(where, CLIPPED, f"text ends at {right:.0f} pt") for _, right in sheet.edges if right > edge}
         found |= {Fault(where, TEX, tex) for tex in re.findall(r"(?<!\\)(?:\\\(|\\\[).{0,40}", text)}
         bad = [each for each in sheet.addresses if not re.match(r"https?:|mailto:", each)]
         found |= {Fault(where, LINK, address) for address in bad}
@@ -105,6 +99,24 @@ def faults(pdf: Path, site: Path, paths: list[str]) -> list[Fault]:
     if list(begins.values()) != sorted(begins.values()):
         found.add(Fault("the print", ABSENT, f"the pages are not in reading order: {begins}"))
     return sorted(found, key=str)
+
+
+def body(sheet: Sheet, number: int) -> str:
+    """What a page says, without the number at its foot, which comes first in its text."""
+    return squeeze(sheet.text).removeprefix(str(number))
+
+
+def sheet_faults(sheets: list[Sheet]) -> set[Fault]:
+    """Blank pages, and text that runs out of the margin: the right one is as wide as the left one."""
+    found: set[Fault] = set()
+    left = min((left for sheet in sheets for left, _ in sheet.edges), default=0)
+    for number, sheet in enumerate(sheets, start=1):
+        where = f"page {number}"
+        if not body(sheet, number) and not sheet.pictures:
+            found.add(Fault(where, BLANK, "neither a word nor a picture"))
+        edge = sheet.width - left + ROUNDING
+        found |= {Fault(where, CLIPPED, f"text ends at {right:.0f} pt") for _, right in sheet.edges if right > edge}
+    return found
 
 
 def page_named(title: str, contents: str, start: int) -> tuple[int | None, int]:
