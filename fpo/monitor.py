@@ -19,7 +19,8 @@ all evidence is 1; others are watched no more, but for leverage, which waits for
 What is assumed: without a change, a signal's values are exchangeable, as independent draws are, and what is missing
 says nothing about their order. A short baseline costs power, not validity. What breaks it: values correlated in time
 (with 0.5 between neighbors, half of all runs raise a false alarm from a signal alone: check less often) and any trend,
-as in a policy that learns: most games of the book that hold raise an alarm. It is a reason to label a few outputs.
+as in a policy that learns: most games of the book that hold raise an alarm. No signal passed the book's rule for a
+recommendation, and none could, for too many falls came before any alarm is possible: label a few outputs, no more.
 """
 
 import argparse
@@ -51,7 +52,7 @@ class Signal(NamedTuple):
 SIGNALS = {
     "gap": Signal(("rewards", "utilities"), 1, "the RM rates candidates higher than their labels do"),
     "agreement": Signal(("rewards", "utilities"), -1, "the RM ranks a prompt's candidates worse than it did"),
-    "leverage": Signal(("features",), 1, "candidates lie where the RM has seen little"),
+    "leverage": Signal(("features",), 1, "candidates lie where the latest ones did not"),
     "steering": Signal(("rewards", "utilities", "features"), 1, "one more fit would move the RM's mean reward"),
     "drift": Signal(("frozen_rewards",), 1, "the RM changes its mind about frozen texts faster than it did"),
     "kl": Signal(("kl",), 1, "the policy is farther from its base"),
@@ -230,7 +231,7 @@ class Monitor:
         kl, lengths, texts : (prompts,), (prompts, candidates) twice
             Divergence from the base; numbers, and strings.
         features : array (prompts, candidates, p)
-            What the RM's head reads, or its gradient. The last 128 rows stand for its data: leverage waits for them.
+            What the RM's head reads, or its gradient. The last 128 rows, labeled or not, stand for its data.
         frozen_rewards : array (n,)
             The RM's rewards now of texts that stay the same: drift is their mean absolute change since the last ones.
 

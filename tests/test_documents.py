@@ -3,6 +3,9 @@
 The make targets run in a tiny book, papermill and fpo.llm with few steps. A new command needs a rule below.
 """
 
+import ast
+import importlib
+import inspect
 import json
 import os
 import re
@@ -15,6 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 from tools import pages, tiny_book
+
+from fpo.llm.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
@@ -140,6 +145,37 @@ def test_python_snippet(source, tmp_path):
     run([sys.executable, "-c", source], tmp_path)
     if "after a restart" in source:
         run([sys.executable, "-c", source], tmp_path)
+
+
+def fits(source):
+    """How many calls of what is imported from fpo there are in a text that is not run, all with arguments they take."""
+    tree, known, made, calls = ast.parse(source), {}, {}, 0
+    for node in [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module.startswith("fpo")]:
+        known |= {each.name: getattr(importlib.import_module(node.module), each.name) for each in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            made |= {node.targets[0].id: known.get(getattr(node.value.func, "id", None))}
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) in known:
+            given = {each.arg for each in node.keywords}
+            inspect.signature(known[node.func.id]).bind(*node.args, **dict.fromkeys(given))
+            assert node.func.id != "settings" or given <= set(Settings.model_fields)
+            calls += 1
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and made.get(getattr(node.value, "id", None)):
+            assert hasattr(made[node.value.id], node.attr)
+    return calls
+
+
+def test_starts_that_need_a_model_call_what_there_is():
+    starts = [block.values[0] for block in blocks("{code-block} python")]
+    assert [fits(start) for start in starts] == [5, 2]
+    faults = [("labels=", "label="), (".probe", ".prob"), ("Monitor())", "Monitor(1))"), ('(rm, "leverage",', "(")]
+    for old, new in faults:
+        assert old in starts[0]
+        with pytest.raises((TypeError, AssertionError)):
+            fits(starts[0].replace(old, new))
+    with pytest.raises(AssertionError):
+        fits(starts[1].replace("steps", "step"))
 
 
 @pytest.mark.parametrize("command", chosen(".venv/bin/python"))

@@ -71,6 +71,7 @@ def test_answer_files_that_do_not_fit(tmp_path):
         (good | {"answers": good["answers"] | {"heldout-001": 3}}, "lacks an answer to 'heldout-001'"),
         (good | {"answers": good["answers"] | {"other": "x"}}, "answers what was not asked: 'other'"),
         (good | {"cut": ["other"]}, "says \"cut\" of 'other'"),
+        *((good | {"cut": cut}, '"cut" must be a list of ids') for cut in (None, 3, [["x"]], "heldout-001")),
     ]
     for content, message in cases:
         with pytest.raises(ParameterError, match=message):

@@ -93,6 +93,14 @@ def test_a_lasting_fault_is_an_error_and_never_a_tie(fault, tmp_path):
         assert outcomes(healed) == ["first"] * 4 and len(server.seen) == 11
 
 
+def test_retries_of_different_faults_are_counted_together(tmp_path):
+    """A reply that is bad and a server that is busy are two tries, not two tries of two."""
+    with JudgeServer(honest, {0: "malformed", 1: "503"}) as server:
+        judged = judge_pairs(at(server, retries=1), PAIRS, tmp_path / "calls", agreed_calls=8)
+        assert outcomes(judged) == ["error", "first", "first", "first"]
+        assert len(server.seen) == 2 + 7
+
+
 @pytest.mark.parametrize(
     "status, message", [("401", "refuses the key in FPO_TEST_KEY"), ("404", "model 'tiny'"), ("400", "a planted 400")]
 )
@@ -116,9 +124,11 @@ def test_nothing_is_sent_before_the_cost_is_agreed_to(tmp_path):
         sent = [endpoints.request(own, *pair) for pair in PAIRS]
         dollars, words = endpoints.estimate(own, sent * 2)
         for calls, budget in ((7, 1e6), (8, 0.9 * dollars)):
-            with pytest.raises(ParameterError, match=r"not agreed to: 8 calls, about .* tokens read .*: \$"):
+            with pytest.raises(ParameterError, match=r"not agreed to: 8 calls, about .* read .*: \$.*at most 4 a call"):
                 judge_pairs(own, PAIRS, tmp_path / "calls", agreed_calls=calls, agreed_dollars=budget)
         assert not server.seen and "8 calls" in words
+        with pytest.raises(ParameterError, match="8 calls, .*: price unknown; tries"):
+            judge_pairs(at(server), PAIRS, tmp_path / "calls", agreed_calls=7)
         judge_pairs(own, PAIRS, tmp_path / "calls", agreed_calls=8, agreed_dollars=1.01 * dollars)
         assert set(server.keys) == {"Bearer a key"}
         # Other settings are other calls; another address may be another model.
@@ -137,6 +147,11 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     with pytest.raises(ParameterError, match="key_variable = 'FPO_TEST_KEY': this environment variable is not set"):
         judge_pairs(Endpoint(base_url="http://127.0.0.1:9/v1", key_variable=KEY), PAIRS, tmp_path / "calls")
     assert not list(tmp_path.iterdir())
+    monkeypatch.setenv(KEY, "a key")
+    (tmp_path / "text").write_text("no database, but a text that is longer than nothing\n" * 40)
+    for calls in (tmp_path / "nowhere" / "calls", tmp_path, tmp_path / "text"):
+        with pytest.raises(ParameterError, match="calls = .*cannot be used for replies"):
+            judge_pairs(Endpoint(base_url="http://127.0.0.1:9/v1", key_variable=KEY), PAIRS, calls, agreed_calls=8)
 
 
 JUDGE = """

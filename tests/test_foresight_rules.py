@@ -1,12 +1,19 @@
-"""The foresight chapter with other parameters: its verdict rules can fail and can stay open, and no cell falls over."""
+"""The foresight chapter with other parameters: its verdict rules can fail and can stay open, and no cell falls over.
+
+What it keeps of interrupted runs is read back only where settings and code are the same.
+"""
 
 import copy
 from unittest import mock
 
+import matplotlib.pyplot as plt
+import nbformat
 import pytest
+import torch
+from tools.parameter_classes import NOTEBOOKS, validated
 from tools.verdicts import play
 
-from fpo import results
+from fpo import files, results, unrolled
 
 CASES = {
     "too few games": (
@@ -81,3 +88,45 @@ def test_verdicts(case, tmp_path):
     for by_goal in content["results"]["games"].values():
         for row in by_goal.values():
             assert row["games"] == parameters["games"] and row["truth_higher"] + row["truth_lower"] <= 1
+
+
+def cells_that_play_leaders(folder):
+    """What the chapter knows once it has played its leaders, with checkpoints in `folder`."""
+    values = {"leaders": "run", "leader_seeds": [1, 2], "leader_steps": 10, "checkpoints": str(folder)}
+    namespace = validated("foresight", **values)
+    sources = [cell.source for cell in nbformat.read(NOTEBOOKS["foresight"], as_version=4).cells]
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    try:
+        with plt.rc_context():
+            for source in (sources[1], *(each for each in sources if "def make_leaders" in each)):
+                exec(compile(source, "foresight", "exec", dont_inherit=True), namespace)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+    return namespace
+
+
+def test_a_leader_is_read_back_only_where_settings_and_code_are_its_own(tmp_path):
+    chapter = cells_that_play_leaders(tmp_path)
+    assert chapter["repeats"] and len([*tmp_path.iterdir()]) == len(chapter["LEADERS"])
+
+    def played():
+        """How many leaders are played, with what is kept, and their rows."""
+        with mock.patch.object(unrolled, "simulate", wraps=unrolled.simulate) as simulate:
+            made, _ = chapter["make_leaders"]()
+        return simulate.call_count, made
+
+    assert played() == (0, chapter["led"])
+    with mock.patch.dict(chapter["LEADERS"], {"labels to the RM": (0, {"rm_steps": 5})}):
+        count, made = played()
+    assert count == 1 and made["labels to the RM"]["final"] != chapter["led"]["labels to the RM"]["final"]
+    chapter["LEADERS"] = {"0": (0, {})}
+    with mock.patch.object(files, "code_digest", lambda module: "other"):
+        assert played()[0] == 1
+    with mock.patch.dict(chapter, rule=chapter["rules_of"]([1, 2], 11)):
+        assert played()[0] == 1
+    assert played()[0] == 0
+    for kept in tmp_path.iterdir():
+        kept.write_bytes(kept.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="leader-.*is damaged or no checkpoint of this program: remove it"):
+        played()

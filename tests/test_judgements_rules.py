@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def released(share=0.6, kappa=0.5):
         "interval": [0.05, 0.15],
         "agreement": {"agreement": 0.5, "kappa": kappa, "low": kappa - 0.1, "high": kappa + 0.1},
     }
-    counted = ("wins", "losses", "ties", "identical")
+    counted = ("wins", "losses", "ties", "identical", "by_category")
     return {
         "pairs": {
             name: {key: row[key] for key in counted}
@@ -39,6 +40,7 @@ def released(share=0.6, kappa=0.5):
             | {"judges": {"truth": judge, "similarity": judge}}
             for name, row in REPORTED["pairs"].items()
         },
+        "sha256": {"verdicts": "another", "answers": "another"},
         "words": dict(REPORTED["mean_words"]),
         "without_end_mark": {"standard": REPORTED["standard_without_end_mark"], "practical": 600, "relaxed": 600},
     }
@@ -95,6 +97,7 @@ def test_the_opposite_effect_fails(verdicts):
     for name in (*(name.replace("_", "-") for name in PAIRS), "p-values", "shares", "mmlu"):
         assert found[name] == "not reproduced", name
     assert found["truth-judge"] == found["similarity-judge"] == found["agreement"] == "does not hold"
+    assert found["capability"] == "does not hold"
 
 
 def test_the_reported_counts_settle_nothing(verdicts):
@@ -108,6 +111,13 @@ def test_the_reported_counts_settle_nothing(verdicts):
     assert split["p"] < 0.05 / 3 < row["two_sided"] and row["family_low"] < 0.5 < split["family_low"]
     assert stats.power(power["visible"], 332, 0.05 / 3) == pytest.approx(0.8, abs=1e-4)
     assert power["55"]["chance"] < 0.5 < 0.8 < power["60"]["chance"] and power["55"]["needed"] > 817
+    planned = power["reported"]
+    assert planned["share"] == 0.566 and set(planned) == {"share", "decided_needed", "needed"}
+    assert stats.power(0.566, planned["decided_needed"], 0.05 / 3) >= 0.8
+    assert 817 < planned["needed"] < power["55"]["needed"]
+    assert found["capability"] == "new"
+    row = content["results"]["capability"]["mmlu"]
+    assert row["accuracy"]["standard"] == pytest.approx(48.42) and row["either_way"] == pytest.approx(1.96 * 0.91)
     # No difference of accuracies could have met these rules.
     assert found["mmlu"] == found["arc"] == "open"
     rules = [claim["rule"] for claim in content["claims"] if claim["id"] in ("judgements-mmlu", "judgements-arc")]
@@ -138,9 +148,10 @@ def release(folder, **changes):
     } | changes.get("answers", {})
     columns = ["question", "category", "baseline_vs_practical", "baseline_vs_relaxed", "relaxed_vs_practical"]
     columns += ["words_baseline", "words_practical", *changes.get("columns", ["words_relaxed"])]
-    said = ["relaxed"] * 6 + ["tie"] * 2 + ["baseline"] * 3 + ["tie"]
+    said = ["relaxed"] * 6 + ["tie"] * 2 + ["baseline"] * 3 + [changes.get("said", "tie")]
     rows = [
-        [q, "x", "tie", s, s.replace("baseline", "practical"), 3, 3, 3] for q, s in zip(QUESTIONS, said, strict=True)
+        [q, changes.get("kind", "Standard - Factual"), "tie", s, s.replace("baseline", "practical"), 3, 3, 3]
+        for q, s in zip(QUESTIONS, said, strict=True)
     ]
     with open(folder / "verdicts.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([columns, *rows])
@@ -171,7 +182,44 @@ def test_the_files_of_the_release_are_counted(verdicts, monkeypatch, tmp_path):
     assert counted["pairs"]["practical_standard"]["identical_ties"] == 12
     assert counted["without_end_mark"] == {"standard": 6, "practical": 6, "relaxed": 0}
     assert counted["words"]["relaxed"] == 2 and counted["words"]["standard"] == 2.5
+    assert row["by_category"] == {"factual": [6, 3, 3], "deceptive": [0, 0, 0], "sycophancy_safety": [0, 0, 0]}
     assert found["files"] in ("partly", "not reproduced") and len(counted["sha256"]["verdicts"]) == 64
+    value = next(claim["value"] for claim in content["claims"] if claim["id"] == "judgements-files")
+    assert "by category: no" in value
+    assert "not the files that were counted before: released_verdicts, released_answers" in value
+
+
+class Blind(Encoder):
+    """To it all texts are alike."""
+
+    def features(self, texts, prompts=None):
+        return torch.ones(len(texts), 384)
+
+
+def test_the_release_itself_is_recognized_and_counted(monkeypatch, tmp_path, capsys):
+    """By checksum, and with the counts that are stored; the judges are left out."""
+    shared = Path(__file__).parents[2] / "shared"
+    given = {
+        "released_verdicts": shared / "reference" / "released_judgements.csv",
+        "released_answers": shared / "reference" / "released_generations.json",
+        "questions": shared / "data" / "truthfulqa.csv",
+    }
+    if missing := [path.name for path in given.values() if not path.exists()]:
+        pytest.skip(f"needs the authors' released files in ../shared: there is no {missing[0]}")
+    monkeypatch.setattr(fpo.llm, "RewardModel", Blind)
+    values = {key: str(path) for key, path in given.items()}
+    found, content = play("judgements", tmp_path / "results.json", figures=False, **values)
+    assert found["files"] == "reproduced"
+    assert "the files that were counted before, by SHA-256" in capsys.readouterr().out
+    new, stored = content["results"]["released"], STORED("judgements/released")["results"]["released"]
+    assert new["sha256"] == stored["sha256"] and new["words"] == pytest.approx(stored["words"], abs=1e-3)
+    assert new["without_end_mark"] == stored["without_end_mark"]
+    for name, row in stored["pairs"].items():
+        counted = {key: value for key, value in row.items() if key != "judges"}
+        own = {key: new["pairs"][name][key] for key in counted}
+        assert own == {**counted, "one_cut": own["one_cut"], "longer": own["longer"]}, name
+        for kind in ("one_cut", "longer"):
+            assert own[kind] == pytest.approx(counted[kind], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +228,13 @@ def test_the_files_of_the_release_are_counted(verdicts, monkeypatch, tmp_path):
         ({"columns": []}, None),
         ({"answers": {"prompts": QUESTIONS[::-1]}}, "other questions than the verdicts'"),
         ({"known": 11}, "lacks 'Question 11\\?' and 0 more"),
+        ({"kind": "Other"}, "released_verdicts: category says 'Other'"),
+        ({"said": "error"}, "released_verdicts: baseline_vs_relaxed says 'error'"),
+        (
+            {"answers": {"answers_baseline": ["right"]}},
+            "released_answers: needs 12 texts in each of prompts, answers_b",
+        ),
+        ({"answers": {"answers_practical": [3] * 12}}, "released_answers: needs 12 texts"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(changes, message, verdicts, monkeypatch, tmp_path):
@@ -190,5 +245,21 @@ def test_files_that_do_not_fit_are_refused(changes, message, verdicts, monkeypat
         message = "the CSV has other columns"
     with pytest.raises(ParameterError, match=message):
         verdicts(**given)
+
+
+def test_files_that_are_not_there_or_broken_are_refused(verdicts, tmp_path):
+    given = release(tmp_path)
     with pytest.raises(ParameterError, match="give all three or none"):
         verdicts(**given | {"questions": ""})
+    for name in ("released_verdicts", "released_answers"):
+        with pytest.raises(ParameterError, match=f"{name}: cannot be read .*No such file"):
+            verdicts(**given | {name: str(tmp_path / "nothing")})
+    (tmp_path / "answers.json").write_text('{"prompts": [')
+    with pytest.raises(ParameterError, match="released_answers: cannot be read"):
+        verdicts(**given)
+    (tmp_path / "answers.json").write_text("[]")
+    with pytest.raises(ParameterError, match="released_answers: needs 12 texts"):
+        verdicts(**given)
+    (tmp_path / "verdicts.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ParameterError, match="released_verdicts: cannot be read"):
+        verdicts(**given)

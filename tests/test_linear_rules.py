@@ -13,7 +13,7 @@ CASES = {
             "relaxed": "not reproduced",
             "practical": "not reproduced",
             "noise": "not reproduced",
-            "oracle": "partly",
+            "oracle": "does not hold",
             "detached": "does not hold",
             "frozen": "does not hold",
         },

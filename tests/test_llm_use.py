@@ -3,6 +3,7 @@
 import json
 import math
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,33 @@ def test_labels_are_asked_for_again_until_they_come():
     assert labels([["a"], ["b"], ["a"]], shaky) == [1.5, 1.5, 1.5]
     assert asked == [[0, 1], [0, 1], [1]] and len(labels) == 2
     assert labels([["b"]], shaky) == [1.5] and len(asked) == 3
+
+
+def test_a_late_answer_is_kept():
+    """A call over its time-out has been paid for as well, even if it answers when nobody waits any more."""
+    late, asked, threads = threading.Event(), [], []
+
+    def slow(missing):
+        asked.append(missing)
+        threads.append(threading.current_thread())
+        second = len(asked) == 2
+        assert late.wait(600)
+        if second:
+            raise ConnectionError("too late")
+        return [2.5 + i for i in missing]
+
+    labels = Labels(timeout=0.05, tries=1, wait=0.0)
+    for text in ("a", "b"):
+        with pytest.raises(OracleError, match="TimeoutError: no answer within 0.05 s"):
+            labels([[text], [2 * text]], slow)
+    assert len(labels) == 0
+    late.set()
+    for thread in threads:
+        thread.join()
+    assert labels([["aa"], ["a"]], slow) == [3.5, 2.5] and asked == [[0, 1]] * 2
+    labels = Labels(tries=1)
+    with pytest.raises(OracleError, match="2 texts in 1 tries"):
+        labels([["a"], ["b"]], lambda missing: iter([None, None]))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ CASES = {
         {
             **dict.fromkeys(("relaxed-direction", "practical-direction", "detached"), "open"),
             **dict.fromkeys(("relaxed-softmax", "practical-softmax", "sign", "leverage"), "open"),
-            **dict.fromkeys(("identity", "line", "horizon"), "new"),
+            **dict.fromkeys(("identity", "line", "horizon", "sign-unselected"), "new"),
         },
     ),
     # The game ends in the middle of the climb, where "shorter" is the wrong way. With two features, more than a quarter
@@ -31,6 +31,7 @@ CASES = {
             "practical-softmax": "reproduced",
             "detached": "new",
             "sign": "partly",
+            "sign-unselected": "new",
             "leverage": "new",
         },
     ),
@@ -48,5 +49,5 @@ def test_verdicts(case, tmp_path):
     verdicts, content = play("penalties", tmp_path / "results.json", **parameters)
     results = content["results"]
     assert {name: verdicts[name] for name in expected} == expected
-    assert len(verdicts) == 10
+    assert len(verdicts) == 11
     assert (results["worst"]["standard"]["relaxed"] is None) == (parameters["steps"] <= results["early"])

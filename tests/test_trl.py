@@ -15,9 +15,10 @@ from fpo import rules
 from fpo.llm import Workbench, Writer, settings, train
 from fpo.llm.decoding import uniforms
 from fpo.llm.head import Comparisons, comparison_solver
+from fpo.monitor import Monitor
 from fpo.parameters import ParameterError
 from fpo.trl import HeadReward, MonitorCallback, RetrainReward, SteeredReward
-from fpo.trl.callbacks import check_aggregation
+from fpo.trl.callbacks import check_trainer, known
 from fpo.trl.options import USABLE
 
 QUESTIONS = ["Why is the sky blue?", "What do cats eat?", "Name a river."]
@@ -250,6 +251,29 @@ def test_columns_reach_the_oracle_and_every_text_is_paid_for_once(encoder, tmp_p
     assert all(topic == prompt[:3] for prompt, _, topic in paid)
 
 
+def test_a_probe_shares_the_labels(encoder):
+    """What the reward has paid for the probe does not ask for, and the other way round; nobody pays for silence."""
+    prompts, completions, references = rows()
+    paid = []
+
+    def oracle(prompts, completions, topic, **columns):
+        paid.extend(zip(prompts, completions, topic, strict=True))
+        return [float(len(said)) for said in completions]
+
+    reward = made(encoder, "practical", gamma=1.0, oracle=oracle)
+    window = {"prompts": prompts, "completions": completions, "reference": references, "topic": prompts}
+    reward(**window)
+    assert len(paid) == 6
+    for _ in range(2):
+        found = reward.probe(**window, completion_ids=[[1]] * 12, log_metric=None)
+        assert found == [None if not said.strip() else float(len(said)) for said in completions]
+        reward(**window)
+        assert len(paid) == len(set(paid)) == 11 + 3
+    assert reward.probe.__name__ == "probe"
+    with pytest.raises(ParameterError, match="the reward has no oracle"):
+        made(encoder, oracle=None).probe(prompts, completions)
+
+
 def test_only_the_winners_are_labeled_where_nothing_else_is_read(encoder):
     prompts, completions, references = rows()
     paid = []
@@ -264,7 +288,7 @@ def test_only_the_winners_are_labeled_where_nothing_else_is_read(encoder):
 
 def test_what_is_logged_and_shown(encoder):
     prompts, completions, references = rows()
-    logged, extra, state = {}, {}, SimpleNamespace(global_step=1, is_world_process_zero=True)
+    logged, extra, state = {}, {}, SimpleNamespace(global_step=1, is_world_process_zero=True, log_history=[])
     reward = made(encoder, "practical", gamma=0.5)
     found = reward(
         prompts=prompts, completions=completions, completion_ids=[[1, 2]] * 12, reference=references,
@@ -281,6 +305,10 @@ def test_what_is_logged_and_shown(encoder):
         state.fpo_window = reward_window(encoder)
         MonitorCallback(monitor, stop=stop).on_step_end(None, state, control)
         assert control.should_training_stop is stop
+    assert state.log_history == [{"step": 1, "fpo/alarm": "an alarm"}] * 2
+    reward(prompts, completions, reference=references, trainer_state=state, log_metric=logged.__setitem__)
+    assert logged["fpo/alarms"] == 1.0 and len(seen) == 2
+    del state.fpo_window
     MonitorCallback(monitor).on_step_end(None, state, control)  # nothing new was written
     assert len(seen) == 2 and set(seen[0][1]) <= {
         *("rewards", "utilities", "p_phi", "p_star", "kl", "lengths", "texts", "features", "frozen_rewards")
@@ -289,6 +317,25 @@ def test_what_is_logged_and_shown(encoder):
     state.fpo_window = reward_window(encoder)
     MonitorCallback(monitor).on_step_end(None, state, control)  # a step that was recorded before
     assert len(seen) == 2
+
+
+def test_an_empty_group_takes_no_signal_away(encoder, tmp_path):
+    """Not from the first record, which says what is watched, and not from a later one; nobody's labels are none."""
+    prompts, completions, references = rows()
+    empty = [""] * 4
+    windows = [empty + completions[4:], completions, empty * 3, completions[:8] + empty]
+    for oracle, signals in [(utility, {"gap", "agreement"}), (None, set())]:
+        reward, monitor = made(encoder, oracle=oracle, pairs="all"), Monitor(path=tmp_path / f"{not oracle}.npz")
+        callback = MonitorCallback(monitor)
+        for step, said in enumerate([empty * 3, *windows]):
+            state = SimpleNamespace(global_step=step, is_world_process_zero=True, log_history=[])
+            reward(prompts=prompts, completions=said, reference=references, trainer_state=state)
+            assert (known(state.fpo_window) is None) is (said == empty * 3)
+            callback.on_step_end(None, state, SimpleNamespace(should_training_stop=False))
+        assert monitor.step == 4
+        found = monitor.report()["signals"]
+        assert {name: found[name]["values"] for name in signals} == dict.fromkeys(signals, 3)
+        assert ("gap" in found) is bool(oracle) and found["drift"]["values"] == 2
 
 
 def reward_window(encoder):
@@ -385,16 +432,42 @@ def test_other_bad_input_is_refused(encoder):
         broken(prompts=["a"] * 2, completions=["b", "c"], reference=["d"] * 2)
 
 
-def test_settings_under_which_the_weight_means_nothing_are_refused():
+def test_a_trainer_in_which_the_weight_means_nothing_is_refused(encoder):
     good = SimpleNamespace(multi_objective_aggregation="normalize_then_sum", reward_weights=[1.0, 0.0])
-    check_aggregation(good)
+    check_trainer(good)
+    callbacks = [RetrainReward(made(encoder)), MonitorCallback(Monitor())]
     for faulty, message in [
+        (type("AsyncGRPOConfig", (SimpleNamespace,), {})(), "AsyncGRPO computes rewards in another process"),
         (replace_in(good, reward_weights=[1.0, 0.5]), "'normalize_then_sum' divides"),
         (replace_in(good, reward_weights=None), "'normalize_then_sum' divides"),
         (SimpleNamespace(scale_rewards="group", num_generations=2), "scale_rewards = 'group' leaves only the sign"),
     ]:
-        with pytest.raises(ParameterError, match=message):
-            check_aggregation(faulty)
+        for callback in callbacks:
+            for asked in (callback.on_init_end, callback.on_train_begin):
+                with pytest.raises(ParameterError, match=message):
+                    asked(faulty, SimpleNamespace(), None)
+
+
+def test_two_rewards_of_one_name_do_not_share_a_file(encoder, tmp_path):
+    first, second = (made(encoder, "practical", gamma=gamma) for gamma in (1.0, 2.0))
+    args = SimpleNamespace(output_dir=tmp_path, eval_on_start=False)
+    state = SimpleNamespace(global_step=0, is_world_process_zero=True)
+    with pytest.raises(ParameterError, match=r"two rewards are kept in fpo_practical.pt .* give one of them another"):
+        for reward in (first, second):
+            RetrainReward(reward).on_train_begin(args, state, None)
+    second.__name__ = "fpo_practical_2"
+    callbacks, state = [RetrainReward(reward) for reward in (first, second)], SimpleNamespace(**vars(state))
+    del state.fpo_kept
+    for callback in callbacks * 2:  # a trainer may train twice
+        callback.on_train_begin(args, state, None)
+    state.global_step = 2
+    (tmp_path / "checkpoint-2").mkdir()
+    for callback in callbacks:
+        callback.on_save(args, state, None)
+    first.gamma = second.gamma = 0.0
+    for callback in callbacks:
+        callback.on_train_begin(args, state, None)
+    assert (first.gamma, second.gamma) == (1.0, 2.0)
 
 
 def replace_in(settings, **changes):
@@ -409,7 +482,7 @@ def test_processes_that_cannot_be_reached_are_refused(encoder, monkeypatch):
 
 
 def test_two_processes_agree_with_one(encoder, tmp_path):
-    """A group that is split over them too; the oracle is asked in one of them alone."""
+    """A group that is split over them too; oracle and monitor are asked in one alone, and both stop at its alarm."""
     prompts, completions, references = rows()
     reward = made(encoder, "exact", gamma=1.0, labels=tmp_path / "one.sqlite")
     wanted = reward(prompts=prompts, completions=completions, reference=references)
@@ -434,10 +507,24 @@ def test_two_processes_agree_with_one(encoder, tmp_path):
                     return utility(prompts, completions)
 
                 reward = made(encoder, "exact", gamma=1.0, oracle=oracle)
-                found = reward(prompts=prompts[part], completions=completions[part], reference=references[part])
+                state = SimpleNamespace(global_step=1, is_world_process_zero=not rank, log_history=[])
+                found = reward(
+                    prompts=prompts[part], completions=completions[part], reference=references[part],
+                    trainer_state=state,
+                )  # fmt: skip
+                window, control, shown = state.fpo_window, SimpleNamespace(should_training_stop=False), []
+                alarming = SimpleNamespace(record=lambda step, shown=shown, **window: shown.append(step) or ["alarm"])
+                MonitorCallback(alarming, stop=True).on_step_end(None, state, control)
+                state.fpo_window = window
+                try:  # a monitor that fails in the one ends the other too
+                    MonitorCallback(SimpleNamespace()).on_step_end(None, state, control)
+                except (AttributeError, RuntimeError) as error:
+                    shown.append(type(error).__name__)
+                probed = reward.probe(prompts[part], completions[part])
                 callback = RetrainReward(reward, lr=0.01)
                 callback.update()
-                torch.save([found, len(asked), reward.rm.head.weight.detach()], tmp_path / f"{rank}.pt")
+                told = [control.should_training_stop, shown, probed]
+                torch.save([found, len(asked), reward.rm.head.weight.detach(), *told], tmp_path / f"{rank}.pt")
                 torch.distributed.destroy_process_group()
                 status = 0
             except BaseException:
@@ -451,5 +538,7 @@ def test_two_processes_agree_with_one(encoder, tmp_path):
     assert [value is None for value in both] == [value is None for value in wanted]
     assert [x for x in both if x] == pytest.approx([x for x in wanted if x], abs=1e-5)
     assert [each[1] for each in told] == [14, 0]
+    assert told[0][5] + told[1][5] == pytest.approx(reward.probe(prompts, completions), nan_ok=True)
+    assert [each[3:5] for each in told] == [[True, [1, "AttributeError"]], [True, ["RuntimeError"]]]
     RetrainReward(reward, lr=0.01).update()
     assert all(torch.allclose(each[2], reward.rm.head.weight, atol=1e-5) for each in told)

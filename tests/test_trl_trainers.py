@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from fpo import files
+from fpo.parameters import ParameterError
 from fpo.trl import HeadReward, MonitorCallback, RetrainReward, SteeredReward
 
 QUESTIONS = ["Why is the sky blue?", "What do cats eat?", "Name a river.", "Who wrote it?"]
@@ -61,7 +62,7 @@ def made(tiny, folder, trainer="RLOO", callbacks=(), **how):
     rows = [{"prompt": [{"role": "user", "content": text}], "reference": f"It is {text}"} for text in QUESTIONS * 4]
     made = kind(
         model=AutoModelForCausalLM.from_pretrained(tiny["policy"]), processing_class=words, args=args,
-        reward_funcs=[reward] if strided else [reward, letters], train_dataset=Dataset.from_list(rows),
+        reward_funcs=[reward] if strided else [reward, reward.probe], train_dataset=Dataset.from_list(rows),
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
         callbacks=[retrain, MonitorCallback(notes), *callbacks],
     )  # fmt: skip
@@ -97,7 +98,7 @@ def test_rloo_trains_policy_and_head(run):
     logs = [line for line in trainer.state.log_history if "fpo/reward" in line]
     assert len(logs) == 4 and logs[-1]["fpo/head_updates"] == 3.0
     assert "fpo/gamma" not in logs[0] and logs[-1]["fpo/gamma"] == pytest.approx(reward.gamma)
-    assert logs[0]["rewards/letters/mean"] > 0 and logs[0]["reward"] == pytest.approx(
+    assert logs[0]["rewards/probe/mean"] > 0 and logs[0]["reward"] == pytest.approx(
         logs[0]["rewards/fpo_leverage/mean"]
     )
     assert reward.rm.head.weight.abs().max() > 0.005
@@ -133,6 +134,14 @@ def test_a_merged_adapter_reloads(tiny, run, tmp_path):
         found = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(input_ids=ids).logits
         bare = AutoModelForCausalLM.from_pretrained(tiny["policy"]).eval()(input_ids=ids).logits
     assert torch.allclose(found, wanted, atol=1e-4) and not torch.allclose(found, bare, atol=1e-4)
+
+
+def test_rewards_in_another_process_are_refused():
+    """The class of TRL's own settings is known by its name, in the version that is pinned and in newer ones."""
+    from trl.experimental.async_grpo import AsyncGRPOConfig
+
+    with pytest.raises(ParameterError, match="must be GRPO, RLOO or OnlineDPO"):
+        MonitorCallback(Notes()).on_init_end(object.__new__(AsyncGRPOConfig), None, None)
 
 
 @pytest.mark.parametrize("trainer", ["GRPO", "OnlineDPO"])

@@ -1,9 +1,10 @@
 """The chapter on TRL with other runs in place of the stored ones: its verdict rules can fail and can stay open."""
 
 import copy
+import re
 
 import pytest
-from tools.verdicts import play
+from tools.verdicts import NOTEBOOKS, play
 
 from fpo import results
 from fpo.parameters import ParameterError
@@ -29,6 +30,18 @@ def test_every_claim_can_fail(runs, tmp_path, capsys):
     verdicts, _ = play("use_in_trl", tmp_path / "results.json", figures=False)
     assert verdicts == dict.fromkeys(NAMES, "does not hold")
     assert "ANOTHER" in capsys.readouterr().out  # two windows do not lead to the last head
+
+
+def test_the_openrlhf_adapter_gives_what_trl_logged(runs, tmp_path):
+    """As a plain function, on the first window; had TRL logged another mean, the chapter would end there."""
+    runs["practical"]["log"]["reward"][0] += 0.5
+    with pytest.raises(AssertionError):
+        play("use_in_trl", tmp_path / "results.json", figures=False)
+
+
+def test_the_stored_runs_are_of_the_pinned_trl(runs):
+    pinned = re.search(r"^trl==(\S+)$", (NOTEBOOKS["use_in_trl"].parents[1] / "constraints.txt").read_text(), re.M)[1]
+    assert {run["provenance"]["environment"]["trl"] for run in runs.values()} == {pinned}
 
 
 def test_stored_runs_are_not_passed_off_as_others(runs, tmp_path):

@@ -56,15 +56,18 @@ def checked(name: str, content: Any, questions: Sequence[Prompt]) -> Answers:
         raise ParameterError(f'answers {name}: must be an object with the entries "arm" and "answers"')
     if not isinstance(content.get("arm"), str) or not content["arm"]:
         raise ParameterError(f'answers {name}: "arm" must be a text')
+    cut = content.get("cut", [])
+    if not isinstance(cut, list) or not all(isinstance(id, str) for id in cut):
+        raise ParameterError(f'answers {name}: "cut" must be a list of ids')
     texts, wanted = content["answers"], [question.id for question in questions]
     for kind, ids in (
         ("lacks an answer to", [id for id in wanted if not isinstance(texts.get(id), str)]),
         ("answers what was not asked:", [id for id in texts if id not in set(wanted)]),
-        ('says "cut" of', [id for id in content.get("cut", []) if id not in texts]),
+        ('says "cut" of', [id for id in cut if id not in texts]),
     ):
         if ids:
             raise ParameterError(f"answers {name}: {kind} {brief(ids[0])} (and {len(ids) - 1} more of {len(wanted)})")
-    return Answers(content["arm"], dict(texts), tuple(content.get("cut", [])))
+    return Answers(content["arm"], dict(texts), tuple(cut))
 
 
 def read(path: Path, questions: Sequence[Prompt]) -> Answers:

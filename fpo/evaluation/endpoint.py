@@ -82,9 +82,13 @@ class Cache:
     """Replies by the content of what was sent and where, each on disk before the next call is made."""
 
     def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(path)
-        self._database.execute("CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
-        self._database.commit()
+        try:
+            self._database = sqlite3.connect(path)
+            self._database.execute("CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+            self._database.execute("SELECT key, reply FROM calls LIMIT 1")
+            self._database.commit()
+        except sqlite3.Error as error:
+            raise ParameterError(f"calls = {str(path)!r}: cannot be used for replies ({one_line(error)})") from None
 
     @staticmethod
     def key(base_url: str, sent: dict[str, Any]) -> str:
@@ -107,11 +111,17 @@ class Cache:
 
 
 def estimate(endpoint: Endpoint, sent: Sequence[dict[str, Any]]) -> tuple[float, str]:
-    """What calls cost at most if each succeeds at once, in dollars, and in words; 3 characters count as a token."""
+    """What calls cost at most if each succeeds at once, in dollars, and in words; 3 characters count as a token.
+
+    Without a price the words say so, and the dollars are 0. Tries after a failure cost extra.
+    """
     read = sum(len(message["content"]) for each in sent for message in each["messages"]) / 3
     written = len(sent) * endpoint.max_tokens
     cost = (read * endpoint.price_in + written * endpoint.price_out) / 1e6
-    return cost, f"{len(sent):,} calls, about {read:,.0f} tokens read and at most {written:,} written: ${cost:.2f}"
+    price = f"${cost:.2f}" if endpoint.price_in or endpoint.price_out else "price unknown"
+    tokens = f"about {read:,.0f} tokens read and at most {written:,} written"
+    extra = f"tries after a failure are extra, at most {endpoint.retries} a call"
+    return cost, f"{len(sent):,} calls, {tokens}: {price}; {extra}"
 
 
 def _verdict(client: Any, sent: dict[str, Any]) -> Verdict:
@@ -122,6 +132,18 @@ def _verdict(client: Any, sent: dict[str, Any]) -> Verdict:
     # Some models put their JSON into a fence.
     inner = re.sub(r"^\s*```(?:json)?\s*|\s*```\s*$", "", choices[0].message.content)
     return Verdict.model_validate_json(inner)
+
+
+def _pause(state: Any) -> float:
+    """Seconds before the next try: as many as the endpoint asks for, up to a minute; none after a reply that is bad."""
+    error = state.outcome.exception()
+    if isinstance(error, ValueError):
+        return 0.0
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", told := headers.get(name, "")):
+            return min(unit * float(told), 60.0)
+    return min(0.5 * 2.0 ** (state.attempt_number - 1), 8.0)
 
 
 def _orders(endpoint: Endpoint, pair: Pair) -> list[dict[str, Any]]:
@@ -146,12 +168,14 @@ def judge_pairs(
     cache : path
         A SQLite file, made if it is not there.
     agreed_calls, agreed_dollars
-        What the caller has agreed to. Nothing is sent if the estimate is above either.
+        What the caller has agreed to. Nothing is sent if the estimate is above either; tries after a failure, at most
+        `endpoint.retries` a call, are not in it.
 
     Raises
     ------
     ParameterError
-        If there is no endpoint or key, or more is needed than was agreed to; the message holds the estimate.
+        If there is no endpoint or key, the cache cannot be opened, or more is needed than was agreed to; the message
+        then holds the estimate.
     JudgeError
         If the endpoint refuses key, model or request, or too many calls in a row fail.
     """
@@ -161,7 +185,7 @@ def judge_pairs(
         raise ParameterError(f"key_variable = {endpoint.key_variable!r}: this environment variable is not set")
     try:
         import openai
-        from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt
+        from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt
     except ImportError as error:
         raise JudgeError(f"a language-model judge needs the extra judge: pip install 'fpo[judge]' ({error})") from None
     asked = [sent for pair in pairs if pair.first != pair.second for sent in _orders(endpoint, pair)]
@@ -171,10 +195,19 @@ def judge_pairs(
         dollars, words = estimate(endpoint, list(missing.values()))
         if len(missing) > agreed_calls or dollars > agreed_dollars:
             raise ParameterError(f"not agreed to: {words}; set agreed_calls and agreed_dollars to go on")
-        client = openai.OpenAI(
-            base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout, max_retries=endpoint.retries
+        key_refused = (openai.AuthenticationError, openai.PermissionDeniedError)
+        refused = (openai.NotFoundError, openai.BadRequestError, openai.UnprocessableEntityError)
+        # The client's own retries would multiply with these.
+        client = openai.OpenAI(base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout, max_retries=0)
+        tries = Retrying(
+            stop=stop_after_attempt(endpoint.retries + 1),
+            retry=retry_if_exception(
+                lambda error: (
+                    isinstance(error, ValueError | openai.APIError) and not isinstance(error, key_refused + refused)
+                )
+            ),
+            wait=_pause,
         )
-        tries = Retrying(stop=stop_after_attempt(endpoint.retries + 1), retry=retry_if_exception_type(ValueError))
         failed: dict[str, str] = {}
         in_a_row = 0
         with closing(client), tqdm(total=len(known), initial=len(known) - len(missing), desc="verdicts") as bar:
@@ -182,14 +215,14 @@ def judge_pairs(
                 try:
                     kept.put(name, tries(_verdict, client, sent))
                     in_a_row = 0
-                except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+                except key_refused as error:
                     where = f"{endpoint.base_url} refuses the key in {endpoint.key_variable}"
                     raise JudgeError(f"{where}: {one_line(error)}") from None
-                except (openai.NotFoundError, openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                except refused as error:
                     where = f"{endpoint.base_url} refuses the request for model {endpoint.model!r}"
                     raise JudgeError(f"{where}: {one_line(error)}") from None
-                except (RetryError, openai.APIError) as error:
-                    cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
+                except RetryError as error:
+                    cause = error.last_attempt.exception()
                     failed[name] = f"{type(cause).__name__}: {one_line(cause)}"
                     in_a_row += 1
                     if in_a_row >= endpoint.patience:

@@ -7,12 +7,13 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 Ask = Callable[[list[int]], Sequence[float | None]]
+Told = tuple[list[float | None], Exception | None]
+Answers = queue.SimpleQueue[Told]
 
 
 class OracleError(RuntimeError):
@@ -27,7 +28,8 @@ class Labels:
     path : path, optional
         An SQLite file that keeps them, one for each oracle; without it they last as long as this object.
     timeout : float
-        Seconds that one call of the oracle may take; 0: no limit.
+        Seconds that one call of the oracle may take; 0: no limit. What a call answers later is kept as well; labels
+        that another try has asked for in the meantime are paid for twice: `wait` is the time that it is given.
     tries : int
         Most calls for a label.
     wait : float
@@ -46,6 +48,7 @@ class Labels:
         if tries < 1:
             raise ValueError(f"tries = {tries!r}: must be a whole number, 1 or more")
         self._timeout, self._tries, self._wait = timeout, tries, wait
+        self._late: list[tuple[list[str], Answers]] = []  # calls that were over their time, and what they ask about
         try:
             self._file = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
             self._file.execute("CREATE TABLE IF NOT EXISTS labels (asked TEXT PRIMARY KEY, label REAL NOT NULL)")
@@ -69,32 +72,52 @@ class Labels:
         """
         keys = [hashlib.sha256(json.dumps(list(each)).encode()).hexdigest() for each in asked]
         places = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
-        found = {key: label for key in places if (label := self._known(key)) is not None}
         reason = "no answer"
         for attempt in range(self._tries):
-            missing = sorted(places[key] for key in places if key not in found)
+            missing = self._missing(places)
+            if missing and attempt:
+                time.sleep(self._wait * 2 ** (attempt - 1))
+                missing = self._missing(places)
             if not missing:
                 break
-            if attempt:
-                time.sleep(self._wait * 2 ** (attempt - 1))
-            try:
-                labels = list(within(self._timeout, partial(ask, missing)))
-            except Exception as error:  # an oracle is the reader's own code, or a service's client
+            wanted = [keys[place] for place in missing]
+            answers = started(partial(ask, missing), self._timeout)
+            told = answered(answers, self._timeout)
+            if told is None:
+                self._late.append((wanted, answers))
+                reason = f"TimeoutError: no answer within {self._timeout:g} s"
+                continue
+            labels, error = told
+            if error is not None:
                 reason = f"{type(error).__name__}: {error}"
                 continue
             if len(labels) != len(missing):
                 raise OracleError(f"the oracle gave {len(labels)} labels for {len(missing)} texts")
-            for place, label in zip(missing, labels, strict=True):
-                if label is not None and math.isfinite(label):
-                    found[keys[place]] = float(label)
-                    self._file.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (keys[place], float(label)))
-                else:
-                    reason = f"label {label!r}"
-        if lacking := [key for key in places if key not in found]:
+            if wrong := self._keep(wanted, labels):
+                reason = f"label {wrong[0]!r}"
+        if lacking := self._missing(places):
             raise OracleError(
                 f"the oracle gave no number for {len(lacking)} of {len(places)} texts in {self._tries} tries ({reason})"
             )
-        return [found[key] for key in keys]
+        return [self._known(key) for key in keys]  # type: ignore[misc]
+
+    def _missing(self, places: Mapping[str, int]) -> list[int]:
+        """Where the label is not known, not even from a call that was over its time and has answered since."""
+        waiting, self._late = self._late, []
+        for keys, answers in waiting:
+            told = answered(answers, 0.0, wait=False)
+            if told is None:
+                self._late.append((keys, answers))
+            elif len(told[0]) == len(keys):  # or it raised an error, too late for anybody
+                self._keep(keys, told[0])
+        return sorted(place for key, place in places.items() if self._known(key) is None)
+
+    def _keep(self, keys: Sequence[str], labels: Sequence[float | None]) -> list[float | None]:
+        """Keep what is a number; what is none."""
+        for key, label in zip(keys, labels, strict=True):
+            if label is not None and math.isfinite(label):
+                self._file.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (key, float(label)))
+        return [label for label in labels if label is None or not math.isfinite(label)]
 
     def __len__(self) -> int:
         return int(self._file.execute("SELECT COUNT(*) FROM labels").fetchone()[0])
@@ -104,29 +127,29 @@ class Labels:
         return None if row is None else row[0]
 
 
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What a call returns, if it takes no longer; 0: however long it takes.
+def started(call: Callable[[], Sequence[float | None]], seconds: float) -> Answers:
+    """A queue that gets the labels or the error of a call; without a limit the call is made here and now.
 
-    Raises
-    ------
-    TimeoutError
-        If it does. The call is left to itself in a thread that ends with the process.
+    With one it is made in a thread that ends with the process.
     """
-    if not seconds:
-        return call()
-    answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+    answers: Answers = queue.SimpleQueue()
 
     def answer() -> None:
         try:
-            answers.put((call(), None))
-        except Exception as error:  # handed to who waits
-            answers.put((None, error))
+            answers.put((list(call()), None))
+        except Exception as error:  # an oracle is the reader's own code, or a service's client
+            answers.put(([], error))
 
-    threading.Thread(target=answer, daemon=True).start()
+    if seconds:
+        threading.Thread(target=answer, daemon=True).start()
+    else:
+        answer()
+    return answers
+
+
+def answered(answers: Answers, seconds: float, wait: bool = True) -> Told | None:
+    """Labels and error of a call; None if it has not answered within so many seconds (0: however long it takes)."""
     try:
-        found, error = answers.get(timeout=seconds)
+        return answers.get(wait, seconds or None)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error is not None:
-        raise error
-    return found
+        return None

@@ -2,11 +2,11 @@
 
     rm = HeadReward(model, tokenizer)
     reward = SteeredReward(rm, "leverage", oracle=my_oracle, labels="labels.sqlite")
-    RLOOTrainer(..., reward_funcs=[reward, my_oracle], args=RLOOConfig(reward_weights=[1, 0], ...),
+    RLOOTrainer(..., reward_funcs=[reward, reward.probe], args=RLOOConfig(reward_weights=[1, 0], ...),
                 callbacks=[RetrainReward(reward), MonitorCallback(Monitor())])
 
-The oracle with the weight 0 is logged and not optimized. Penalties, weights and what a rule reads are those of
-`fpo.rules`; what the head learns is what it learns in `fpo.llm`.
+The probe is the oracle with the weight 0: logged, not optimized, and no label of it is paid for twice. Penalties,
+weights and what a rule reads are those of `fpo.rules`; what the head learns is what it learns in `fpo.llm`.
 """
 
 from fpo.trl.callbacks import MonitorCallback, RetrainReward

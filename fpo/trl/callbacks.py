@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -17,7 +19,7 @@ from fpo.trl.full import FullReward
 from fpo.trl.options import Retraining
 from fpo.trl.steered import SteeredReward
 
-FILE = "fpo_{}.pt"  # in each of the trainer's checkpoints, by the reward's name
+FILE = "{}.pt"  # in each of the trainer's checkpoints, by the reward's name
 
 
 class RetrainReward(TrainerCallback):
@@ -25,8 +27,8 @@ class RetrainReward(TrainerCallback):
 
     A step is one of AdamW on the mean over groups of the mean of BCE(r_z - r_ref, p*) over their comparisons; a refit
     goes to the minimum of that loss plus (ridge / 2) |w|^2 over the whole buffer. Of a `FullReward` all is trained,
-    by steps alone. Each of the trainer's checkpoints
-    gets the head, its optimizer and the reward's state, and a run that resumes goes on from there.
+    by steps alone. Each of the trainer's checkpoints gets the head, its optimizer and the reward's state, in a file by
+    the reward's `__name__`, and a run that resumes goes on from there.
 
     Parameters
     ----------
@@ -64,11 +66,27 @@ class RetrainReward(TrainerCallback):
         learns = reward.rm.learns.values() if isinstance(reward.rm, FullReward) else reward.rm.head.parameters()
         self._optimizer = torch.optim.AdamW(learns, lr=lr)
 
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refuse a trainer that the reward cannot be used in, and settings under which its weight means nothing."""
+        check_trainer(args)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse settings under which the weight means nothing, and go on where a run that resumes was."""
-        check_aggregation(args)
+        """Refuse what `on_init_end` refuses and a second reward of this name, and go on where a run that resumes was.
+
+        Raises
+        ------
+        ParameterError
+            For either.
+        """
+        check_trainer(args)  # a callback may have been added later
+        kept = state.__dict__.setdefault("fpo_kept", {})  # all callbacks are handed the same state
+        if kept.setdefault(self._file, self) is not self:
+            raise ParameterError(
+                f"two rewards are kept in {self._file} of a checkpoint: give one of them another `__name__`, as in "
+                f"reward.__name__ = '{self.reward.__name__}_2'"
+            )
         self.reward.learning = not args.eval_on_start
         if state.global_step:
             self._restore(Path(args.output_dir, f"checkpoint-{state.global_step}"))
@@ -94,10 +112,14 @@ class RetrainReward(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             kept = {"reward": self.reward.state_dict(), "optimizer": self._optimizer.state_dict()}
-            files.save(folder / FILE.format(self.reward.options.rule), kept | {"updates": self._updates})
+            files.save(folder / self._file, kept | {"updates": self._updates})
+
+    @property
+    def _file(self) -> str:
+        return FILE.format(self.reward.__name__)
 
     def _restore(self, folder: Path) -> None:
-        path = folder / FILE.format(self.reward.options.rule)
+        path = folder / self._file
         kept = files.load(path)
         if kept is None:
             raise FileNotFoundError(
@@ -154,14 +176,22 @@ def _mean_loss(weight: torch.Tensor, groups: Sequence[Comparisons]) -> tuple[flo
     return sum(losses) / len(losses), torch.stack(gradients).mean(0)
 
 
-def check_aggregation(args: Any) -> None:
-    """Refuse settings of a trainer under which the weight of a penalty means nothing.
+def check_trainer(args: Any) -> None:
+    """Refuse a trainer whose rewards are computed elsewhere, and settings under which a penalty's weight means nothing.
+
+    Both callbacks do so when the trainer is made; a reward without either is not told the settings.
 
     Raises
     ------
     ParameterError
-        If each reward function is divided by its own spread before the sum, and this one is not alone.
+        For AsyncGRPO; if each reward function is divided by its own spread before the sum, and this one is not alone;
+        if of two completions a group only the sign of their difference is left.
     """
+    if any(kind.__name__.startswith("AsyncGRPO") for kind in type(args).__mro__):
+        raise ParameterError(
+            "AsyncGRPO computes rewards in another process, where a head that is retrained here would stay as it is: "
+            "must be GRPO, RLOO or OnlineDPO"
+        )
     weights = getattr(args, "reward_weights", None)
     others = weights is None or sum(weight != 0 for weight in weights) > 1
     if getattr(args, "multi_objective_aggregation", None) == "normalize_then_sum" and others:
@@ -188,6 +218,10 @@ class Monitor(Protocol):
 class MonitorCallback(TrainerCallback):
     """Shows each window of a `SteeredReward` to a monitor, and reports its alarms.
 
+    One process records and tells the others, so that all of them stop together. An alarm is printed and put into
+    `state.log_history`, which checkpoints keep; with the reward's next call the number of alarms so far goes through
+    `log_metric` as `fpo/alarms`, and so to every `report_to`.
+
     Parameters
     ----------
     monitor : fpo.monitor.Monitor
@@ -198,32 +232,75 @@ class MonitorCallback(TrainerCallback):
     ----------
     alarms : list
         All so far.
+
+    Raises
+    ------
+    ParameterError
+        When the trainer is made, for one that the reward cannot be used in.
     """
 
     def __init__(self, monitor: Monitor, *, stop: bool = False) -> None:
         self.monitor, self.stop, self.alarms = monitor, stop, list[Any]()
 
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refuse a trainer that the reward cannot be used in, and settings under which its weight means nothing."""
+        check_trainer(args)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The same, for a callback that was added later."""
+        check_trainer(args)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Record what was written since the last step, if anything was."""
+        """Record what was written since the last step, if anything was.
+
+        Raises
+        ------
+        RuntimeError
+            In the other processes, if the monitor raises an error in the main one.
+        """
         window = state.__dict__.pop("fpo_window", None)
-        seen = getattr(self.monitor, "step", None)
-        # A run that resumes comes again to steps that were recorded before it was killed.
-        if window is None or not state.is_world_process_zero or (seen is not None and state.global_step <= seen):
+        shown = None if window is None else known(window)
+        if shown is None:
             return
-        new = self.monitor.record(state.global_step, **known(window))
-        self.alarms += new
-        for alarm in new:
-            tqdm.write(f"step {state.global_step}: {alarm}")
-        if new and self.stop:
+        told: list[list[Any] | None] = [None]
+        try:
+            if state.is_world_process_zero:
+                told[0] = self._recorded(state.global_step, shown)
+        finally:
+            if PartialState().num_processes > 1:  # the others wait for it, whatever happens here
+                broadcast_object_list(told)
+        if told[0] is None:
+            raise RuntimeError("the monitor of the main process raised an error: see there")
+        self.alarms += told[0]
+        state.__dict__["fpo_alarms"] = len(self.alarms)  # for the reward, which is handed the same object
+        for alarm in told[0]:
+            state.log_history.append({"step": state.global_step, "fpo/alarm": str(alarm)})
+            if state.is_world_process_zero:
+                tqdm.write(f"step {state.global_step}: {alarm}")
+        if told[0] and self.stop:
             control.should_training_stop = True
 
+    def _recorded(self, step: int, shown: dict[str, Any]) -> list[Any]:
+        seen = getattr(self.monitor, "step", None)
+        # A run that resumes comes again to steps that were recorded before it was killed.
+        return [] if seen is not None and step <= seen else self.monitor.record(step, **shown)
 
-def known(window: dict[str, Any]) -> dict[str, Any]:
-    """What a monitor takes of a window: without labels that nobody gave, for some signals take no gaps."""
-    kept = dict(window)
-    for name in ("p_phi", "p_star"):
-        if not np.isfinite(kept[name]).all():
+
+def known(window: dict[str, Any]) -> dict[str, Any] | None:
+    """What a monitor takes of a window: without groups that are wholly empty, and without labels that nobody gave.
+
+    What the first record has says what is watched, so an empty group must not take p_phi and p_star with it. None if
+    all groups are empty.
+    """
+    written = np.isfinite(window["p_phi"])  # a winner there is in each group that is not empty
+    if not written.any():
+        return None
+    kept = {name: values for name, values in window.items() if name != "texts"}
+    kept |= {name: values[written] for name, values in kept.items() if name != "frozen_rewards"}
+    kept["texts"] = [texts for texts, some in zip(window["texts"], written, strict=True) if some]
+    for name in ("p_star", "utilities"):
+        if np.isnan(kept[name]).all():
             del kept[name]
-    if np.isnan(kept["utilities"]).all():
-        del kept["utilities"]
     return kept

@@ -150,6 +150,20 @@ class Judge:
         """Labels that are known."""
         return len(self._labels)
 
+    def of_all(self, rows: Rows) -> list[float | None]:
+        """U of all rows' completions, None for an empty one, from what is known where it is.
+
+        Raises
+        ------
+        ParameterError
+            If there is no oracle.
+        """
+        if self._oracle is None:
+            raise ParameterError("the reward has no oracle: there is no utility to log")
+        asked = [row for row, said in enumerate(rows.completions) if plain(said).strip()]
+        found = dict(zip(asked, self(rows, asked), strict=True))
+        return [found.get(row) for row in range(len(rows.completions))]
+
     def of_references(self, rows: Rows, asked: Sequence[int], said: Sequence[Said]) -> list[float]:
         """U of the references to the prompts of these rows; 0 where pairs are judged, or nothing is."""
         return self._ask(rows, asked, said) if self._oracle is not None else [0.0] * len(asked)

@@ -118,8 +118,7 @@ class SteeredReward:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "SteeredReward cannot be sent to another process, as TRL's AsyncGRPO does with its rewards: a head that is "
-            "retrained here would stay as it is there. Use GRPO or RLOO"
+            "SteeredReward cannot be sent to another process, as AsyncGRPO does: its head would not learn there"
         )
 
     @property
@@ -166,14 +165,14 @@ class SteeredReward:
         OracleError
             If the oracle gives no labels.
         """
-        o, rm = self.options, self.rm
+        o = self.options
         if o.reference == "reference" and "reference" not in columns:
             raise ValueError(
                 "the data set has no column reference, the base's response to each prompt: add it, or set "
                 "reference = 'group'"
             )
         places = places_of(len(prompts), o.order)
-        rows, first = gathered(Rows.of(places, prompts, completions, completion_ids, columns, rm.read))
+        rows, first = gathered(Rows.of(places, prompts, completions, completion_ids, columns, self.rm.read))
         seen, choice = self._judged(rows)
         scores = choice.scores.masked_fill(seen.empty, math.nan).flatten().tolist()
         values: list[float | None] = [None] * len(prompts)
@@ -184,6 +183,8 @@ class SteeredReward:
                 penalties[place] = float(choice.penalty.flatten()[row])
         told = self._learned(seen, choice, rows)
         if log_metric is not None:
+            if trainer_state is not None and hasattr(trainer_state, "fpo_alarms"):  # from MonitorCallback
+                told["metrics"]["alarms"] = float(trainer_state.fpo_alarms)
             for name, value in told["metrics"].items():
                 log_metric(f"fpo/{name}", value)
         if log_extra is not None:
@@ -191,6 +192,15 @@ class SteeredReward:
         if trainer_state is not None:
             trainer_state.fpo_window = told["window"]  # for MonitorCallback, which is handed the same object
         return values
+
+    def probe(self, prompts: Sequence[Said], completions: Sequence[Said], **columns: Any) -> list[float | None]:
+        """The oracle's U of each completion, as a reward function to be logged, with the weight 0.
+
+        It shares the reward's labels: what either has paid for the other does not ask for.
+        """
+        places, blank = list(range(len(prompts))), torch.zeros(len(prompts), 0)
+        rows, first = gathered(Rows.of(places, prompts, completions, None, columns, lambda asked, told: blank))
+        return self._judge.of_all(rows)[first : first + len(prompts)]
 
     def _judged(self, rows: Rows) -> tuple[rules.Candidates, rules.Choice]:
         """What the rule reads of a window of whole groups, and what it chooses.
@@ -287,7 +297,7 @@ class SteeredReward:
             if self.teaches:
                 self._collect(seen, won, rows)
             self._measure(*spreads)
-        if self._frozen is None and isinstance(self.rm, HeadReward):
+        if self._frozen is None and isinstance(self.rm, HeadReward) and not seen.empty.all():
             self._frozen = seen.features[~seen.empty][:FROZEN].clone()
         metrics = {
             "reward": seen.rewards[~seen.empty].mean(),
