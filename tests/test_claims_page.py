@@ -477,10 +477,10 @@ def test_filtered_claims_have_no_fault(opened, width):
 
 def test_faults_of_filtered_claims_are_found(opened):
     tab = opened("?source=paper&verdict=partly", width=390)
-    tab.add_style_tag(
-        content=pages.STYLE.format(letters="")
-        + "p.claim-part { color: #ddd !important } .claims-filters { min-width: 40rem }"
-    )
+    tab.add_style_tag(content=pages.STYLE.format(letters="") + "p.claim-part { color: #ddd !important }")
     tab.locator(".overview-row a.square").first.evaluate("square => { square.title = ''; square.replaceChildren(); }")
     found = " ".join(page_faults(tab))
-    assert "px wide at 390 px" in found and "color-contrast" in found and "link-name" in found
+    assert "color-contrast" in found and "link-name" in found
+    # Apart from the others: axe looks for no contrast in what a page that is too wide puts out of sight.
+    tab.add_style_tag(content=".claims-filters { min-width: 40rem }")
+    assert "px wide at 390 px" in page_faults(tab)[0]
