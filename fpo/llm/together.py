@@ -306,7 +306,8 @@ def train_together(
         When what the last whole window left is saved.
     """
     group = Group(bench, runs, observed)
-    if checkpoint is not None and (state := files.load(Path(checkpoint))) is not None:
+    file = None if checkpoint is None else Path(checkpoint)
+    if file is not None and (state := files.load(file)) is not None:
         group.restore(state)
         told(group.position)
     at, first = sorted(watch_at), runs[0]
@@ -320,17 +321,18 @@ def train_together(
             now = {name: clock() for name, clock in CLOCKS.items()}
             group.spent = {name: spent + now[name] - before[name] for name, spent in group.spent.items()}
             before = now
-            if checkpoint is not None and -(-group.position // first.window) % first.save_every == 0:
-                files.save(Path(checkpoint), group.state())
+            saved = -(-group.position // first.window) % first.save_every == 0
+            if file is not None and saved:
+                files.save(file, group.state())
             if group.position >= first.steps:
                 return group
             start = group.position
-            # Control-C may come anywhere in a window, which changes tensors in place: a copy is saved.
-            whole = copy.deepcopy(group.state()) if checkpoint is not None else None
+            # Control-C may come anywhere in a window, which changes tensors in place: a copy of what the file lacks.
+            whole = None if file is None or saved else copy.deepcopy(group.state())
             try:
                 group.step()
             except KeyboardInterrupt:
-                if whole is not None:
-                    files.save(Path(str(checkpoint)), whole)
+                if file is not None and whole is not None:
+                    files.save(file, whole)
                 raise
             told(group.position - start)
