@@ -85,7 +85,7 @@ def linear(env):
     arms = looks(ALL)
     data = {
         "game": {
-            "draws": [[round(float(each), 8) for each in row] for row in draws],
+            "draws": [[round(float(each), 6) for each in row] for row in draws],
             **{name: parameters[name] for name in LINEAR_FIXED},
         },
         "drop": parameters["collapse_drop"],
