@@ -53,6 +53,24 @@ def most(row: Mapping[str, Any], wins: bool = True) -> bool | None:
     return not wins if row["high"] < 0.5 else None
 
 
+def mean_interval(values: np.ndarray, comparisons: int = 1) -> tuple[float, float]:
+    """Student's interval of a mean: mean -+ t s / sqrt(n), with the standard deviation s of divisor n - 1.
+
+    Parameters
+    ----------
+    values : array (n,)
+        Finite numbers, such as paired differences. Fewer than two say nothing: -inf to inf.
+    comparisons : int
+        How many share the error rate of 5 %: the level is 1 - 0.05 / comparisons (Bonferroni), t its two-sided quantile
+        with n - 1 degrees of freedom.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return -np.inf, np.inf
+    half = scipy_stats.t.ppf(1 - 0.05 / comparisons / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
 def spread(values: np.ndarray) -> dict[str, Any]:
     """Median and central 95 % of one number a seed; diverged runs (NaN) are counted apart.
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, ttest_1samp
 
 from fpo import stats
 
@@ -54,6 +54,16 @@ def test_interval_of_the_median_difference_is_the_sign_tests(n, comparisons):
 def test_few_pairs_have_no_interval_of_the_median():
     found = stats.paired(np.arange(4.0), np.zeros(4))
     assert np.isnan(found["median_low"]) and np.isnan(found["median_high"])
+
+
+@pytest.mark.parametrize("n, comparisons", [(2, 1), (7, 1), (10, 9), (64, 40)])
+def test_the_interval_of_a_mean_holds_what_students_test_does_not_reject(n, comparisons):
+    values = np.random.default_rng(n).normal(0.3, 2.0, n)
+    low, high = stats.mean_interval(values, comparisons)
+    for mark in (low, high):
+        assert np.isclose(ttest_1samp(values, mark).pvalue, 0.05 / comparisons, rtol=1e-6)
+    assert ttest_1samp(values, (low + high) / 2).pvalue > 0.05 / comparisons
+    assert stats.mean_interval(values[:1]) == stats.mean_interval([]) == (-np.inf, np.inf)
 
 
 def test_most():
