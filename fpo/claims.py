@@ -88,7 +88,7 @@ def jointly(*parts: Evidence) -> Evidence:
 
 
 def most(row: Mapping[str, Any], found: str = "{wins} of {pairs}", wins: bool = True) -> Evidence:
-    """That most pairs of a comparison are wins, or that most are not; `found` may name the row's entries."""
+    """That most pairs of a comparison are wins, or that most are not: see `stats.most`; `found` may name entries."""
     return Evidence(found.format(**row), stats.most(row, wins))
 
 
@@ -144,15 +144,25 @@ class Ledger:
         self.made = dict.fromkeys(families, 0)
         self.claims: list[Claim] = []
 
-    def compare(self, first: Iterable[float], second: Iterable[float], family: str = "main") -> dict[str, Any]:
+    def compare(
+        self, first: Iterable[float], second: Iterable[float], family: str = "main", ends: bool = False
+    ) -> dict[str, Any]:
         """A paired comparison: see `stats.paired`. It counts.
+
+        With `ends` it is read from both ends: `losses` are the second's wins, with the same interval of their share,
+        `losses_low` to `losses_high`. A tie is a win of neither: see `stats.most`.
 
         Raises
         ------
         ValueError
             If the family was not announced, or has made all its comparisons.
         """
-        return stats.paired(_numbers(first), _numbers(second), self._count(family))
+        a, b, comparisons = _numbers(first), _numbers(second), self._count(family)
+        row = stats.paired(a, b, comparisons)
+        if ends:
+            other = stats.paired(b, a, comparisons)
+            row |= {"losses": other["wins"], "losses_low": other["low"], "losses_high": other["high"]}
+        return row
 
     def share(self, hits: Iterable[bool], family: str = "main") -> dict[str, Any]:
         """The share of hits with its exact interval, as a comparison with one half. It counts.

@@ -47,10 +47,15 @@ def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[
 
 
 def most(row: Mapping[str, Any], wins: bool = True) -> bool | None:
-    """Whether most pairs of a `paired` comparison are wins (or are not): None where its interval leaves that open."""
+    """Whether most pairs of a `paired` comparison are wins (or are not): None where its interval leaves that open.
+
+    In a row that has both ends (`losses_low`, see `claims.Ledger.compare`) most are not wins only where the other side
+    wins most: ties speak for neither.
+    """
     if row["low"] > 0.5:
         return wins
-    return not wins if row["high"] < 0.5 else None
+    lost = row["losses_low"] > 0.5 if "losses_low" in row else row["high"] < 0.5
+    return not wins if lost else None
 
 
 def mean_interval(values: np.ndarray, comparisons: int = 1) -> tuple[float, float]:

@@ -125,6 +125,25 @@ def test_a_ledger_gives_each_comparison_of_a_family_its_share_of_the_error():
     assert ledger.compare((x for x in first), second.tolist()) == stats.paired(first, second, 3)
 
 
+@given(st.lists(st.integers(-1, 1), min_size=1, max_size=30))
+def test_a_comparison_has_two_ends_and_a_tie_is_a_win_of_neither(signs):
+    first, second = np.array(signs, float), np.zeros(len(signs))
+    ledger = Ledger("game", main=4)
+    row, plain = ledger.compare(first, second, ends=True), ledger.compare(first, second)
+    other = ledger.compare(second, first, ends=True)
+    assert plain == {name: value for name, value in row.items() if not name.startswith("losses")}
+    assert (row["losses"], row["losses_low"], row["losses_high"]) == (other["wins"], other["low"], other["high"])
+    assert row["wins"] + row["ties"] + row["losses"] == len(signs)
+    found = claims.most(row, "{wins} to {losses}")
+    assert found.found == f"{row['wins']} to {row['losses']}"
+    turned = claims.most(other).holds
+    assert found.holds is (None if turned is None else not turned)
+    assert found.holds in (None, 2 * row["wins"] > len(signs))
+    # Without ties the two ends are one; with them it is not enough that the first's wins are few.
+    one_end = claims.most(plain).holds
+    assert found.holds is one_end or (row["ties"] and one_end is False and found.holds is None)
+
+
 def test_a_ledger_counts_means_and_corrects_p_values_as_a_whole_family():
     ledger = Ledger("game", main=3, tests=2, other=2)
     gains = np.array([0.5, 1.0, 2.5])
