@@ -181,6 +181,21 @@ def bradley_terry(pairs: Mapping[tuple[str, str], tuple[int, int, int]], level: 
     return {"strengths": rows, "tie": float(np.exp(fit.params[len(names) - 1]))}
 
 
+def turning(shares: np.ndarray, places: Sequence[float]) -> float:
+    """Where shares over rising positive places first go under one half, by interpolation in the places' logarithm.
+
+    From a, the last place with a share p of at least one half, to b, the next, with share q, it is
+    a (b / a)^((p - 1/2) / (p - q)).
+    NaN where no share is under one half, or the first one is.
+    """
+    under = np.asarray(shares) < 0.5
+    if not under.any() or under[0]:
+        return np.nan
+    k = int(under.argmax())
+    part = (shares[k - 1] - 0.5) / (shares[k - 1] - shares[k])
+    return places[k - 1] * (places[k] / places[k - 1]) ** part
+
+
 def bootstrap(
     statistic: Callable[..., Any], *columns: np.ndarray, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

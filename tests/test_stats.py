@@ -196,6 +196,35 @@ def test_bradley_terry_names_what_has_no_estimate(counts, reason):
         stats.bradley_terry({("a", "b"): counts})
 
 
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(1.1, 10)), min_size=2, max_size=9),
+    st.floats(0.5, 1),
+    st.floats(0.1, 5),
+)
+def test_shares_turn_where_their_line_over_log_places_first_crosses_one_half(steps, first, begin):
+    """A dense look for the first crossing, then bisection of the broken line."""
+    shares, places = np.array([first, *(share for share, _ in steps)]), begin * np.cumprod([1, *(f for _, f in steps)])
+    found = stats.turning(shares, places.tolist())
+    if shares.min() >= 0.5:
+        assert np.isnan(found)
+        return
+
+    def line(at):
+        return np.interp(at, np.log(places), shares) - 0.5
+
+    k = next(i for i, share in enumerate(shares) if share < 0.5)
+    wanted = brentq(line, *np.log(places[[k - 1, k]])) if line(np.log(places[k - 1])) > 0 else np.log(places[k - 1])
+    assert np.isclose(np.log(found), wanted, atol=1e-6)
+    dense = np.linspace(np.log(places[0]), np.log(found) - 1e-6, 500)
+    assert (line(dense[dense >= np.log(places[0])]) > -1e-9).all()
+
+
+def test_shares_that_begin_under_one_half_or_stay_above_turn_nowhere():
+    assert np.isnan(stats.turning(np.array([0.4, 0.2]), [1, 2])) and np.isnan(stats.turning(np.array([0.9]), [1]))
+    assert stats.turning(np.array([0.75, 0.25]), [1, 4]) == 2.0
+    assert stats.turning(np.array([0.75, 0.25, 0.9, 0.1]), [1, 4, 5, 6]) == 2.0  # the first time
+
+
 def test_bootstrap_draws_questions_and_keeps_pairs_together():
     rng = np.random.default_rng(3)
     hard = rng.normal(0, 5, 60)  # a question is hard for both arms

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from fpo import files, results
 from fpo.llm.candidates import TrainingError, beginning
 from fpo.llm.panels import Watcher
-from fpo.llm.plan import Job, Plan, read_run
+from fpo.llm.plan import Job, Plan, read_study_run
 from fpo.llm.runs import code
 from fpo.llm.settings import read_yaml, settings
 from fpo.llm.together import Group, train_together
@@ -133,7 +133,7 @@ def play_again(plan: Plan, name: str, folder: Path) -> str:
     path = plan.out / f"{name}.json"
     if not path.exists():
         raise ParameterError(f"--again: {plan.out} has no run {name!r}")
-    stored = read_run(path)
+    stored = read_study_run(path)
     own = settings(**stored["settings"])
     bench = Workbench(own)
     with tqdm(total=own.steps, desc="prompts") as bar:
