@@ -47,7 +47,7 @@ TABLE = {
     "fpo.llm.decoding": NOTHING,
     "fpo.llm.team": NOTHING,
     "fpo.llm.weights": llm("prompts"),
-    "fpo.llm.labels": NOTHING,
+    "fpo.llm.labels": {"parameters"},
     "fpo.llm.reading": NOTHING,
     "fpo.llm.models": llm("reading settings weights"),
     "fpo.llm.head": {"steering", "parameters", *llm("models prompts")},
@@ -77,7 +77,7 @@ TABLE = {
     },
     "fpo.evaluation.judges": {"files", "parameters", "results", *llm("head models prompts settings weights")},
     "fpo.evaluation.verdicts": {"stats"},
-    "fpo.evaluation.endpoint": {"evaluation.verdicts", "parameters"},
+    "fpo.evaluation.endpoint": {"evaluation.verdicts", "parameters", *llm("labels")},
     "fpo.evaluation.capability": {"parameters", *llm("models")},
     # In somebody else's trainer.
     "fpo.trl.head": {"parameters", *llm("reading")},
