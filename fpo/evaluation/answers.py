@@ -10,14 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from fpo import files, results
@@ -30,17 +29,18 @@ from fpo.llm.weights import ModelError
 from fpo.parameters import ParameterError, brief, one_line
 
 
-@dataclass(frozen=True)
-class Answers:
+class Answers(BaseModel):
     """One arm's answers, by the questions' ids; `cut` names those that the limit of tokens ended."""
 
-    arm: str
-    texts: dict[str, str]
-    cut: tuple[str, ...] = ()
+    model_config = ConfigDict(strict=True, frozen=True)  # what else a file says, such as its provenance, is not read
+
+    arm: str = Field(min_length=1)
+    answers: dict[str, str]
+    cut: list[str] = []
 
     def to(self, questions: Sequence[Prompt]) -> list[str]:
         """The answers in the questions' order."""
-        return [self.texts[question.id] for question in questions]
+        return [self.answers[question.id] for question in questions]
 
 
 def checked(name: str, content: Any, questions: Sequence[Prompt]) -> Answers:
@@ -51,23 +51,21 @@ def checked(name: str, content: Any, questions: Sequence[Prompt]) -> Answers:
     ParameterError
         If the content is something else; the message names the file and the first fault.
     """
-
-    if not isinstance(content, dict) or not isinstance(content.get("answers"), dict):
-        raise ParameterError(f'answers {name}: must be an object with the entries "arm" and "answers"')
-    if not isinstance(content.get("arm"), str) or not content["arm"]:
-        raise ParameterError(f'answers {name}: "arm" must be a text')
-    cut = content.get("cut", [])
-    if not isinstance(cut, list) or not all(isinstance(id, str) for id in cut):
-        raise ParameterError(f'answers {name}: "cut" must be a list of ids')
-    texts, wanted = content["answers"], [question.id for question in questions]
+    try:
+        found = Answers.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "content"
+        raise ParameterError(f"answers {name}: {brief(where)}: {fault['msg']}") from None
+    wanted, given = {question.id for question in questions}, set(found.answers)
     for kind, ids in (
-        ("lacks an answer to", [id for id in wanted if not isinstance(texts.get(id), str)]),
-        ("answers what was not asked:", [id for id in texts if id not in set(wanted)]),
-        ('says "cut" of', [id for id in cut if id not in texts]),
+        ("lacks an answer to", wanted - given),
+        ("answers what was not asked:", given - wanted),
+        ('says "cut" of', set(found.cut) - given),
     ):
         if ids:
-            raise ParameterError(f"answers {name}: {kind} {brief(ids[0])} (and {len(ids) - 1} more of {len(wanted)})")
-    return Answers(content["arm"], dict(texts), tuple(cut))
+            raise ParameterError(f"answers {name}: {kind} {brief(min(ids))} (and {len(ids) - 1} more of {len(wanted)})")
+    return found
 
 
 def read(path: Path, questions: Sequence[Prompt]) -> Answers:
@@ -83,28 +81,6 @@ def read(path: Path, questions: Sequence[Prompt]) -> Answers:
     except (OSError, ValueError, RecursionError) as error:
         raise ParameterError(f"answers {path}: cannot be read ({one_line(error)})") from None
     return checked(str(path), content, questions)
-
-
-def load_adapter(policy: Policy, folder: Path) -> None:
-    """Give a policy the adapter that `Policy.save_pretrained` wrote.
-
-    Raises
-    ------
-    ModelError
-        If the folder holds none, or one of another shape.
-    """
-    try:
-        found = load_file(folder / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder} holds no adapter that can be read ({one_line(error)})") from None
-    found = {name.replace(".weight", ".default.weight"): value for name, value in found.items()}
-    own = policy.adapter
-    if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in own.items()}:
-        raise ModelError(f"the adapter in {folder} has other layers or another rank than the policy's")
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(found[name])
-    policy.untrained = False
 
 
 def write(
@@ -139,30 +115,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fpo.evaluation.answers", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="the answer file")
     parser.add_argument("--arm", required=True, help="its name in the comparison")
-    parser.add_argument("--adapter", type=Path, help="a folder in PEFT's format; without it the base answers")
+    parser.add_argument("--adapter", default="packaged", metavar="FOLDER", help="in PEFT's format; else the base")
     parser.add_argument("--questions", default="packaged:heldout", help="see fpo.evaluation.questions")
     parser.add_argument("--tokens", type=int, default=64, choices=range(1, 4097), metavar="N", help="at most, 64")
     parser.add_argument("--note", default="", help="where the adapter comes from")
     given = parser.parse_args(arguments)
+    command = f"python -m fpo.evaluation.answers {given.out} --arm {given.arm}"
+    if given.adapter != parser.get_default("adapter"):
+        command += f" --adapter {Path(given.adapter).name}"
     try:
         files.destination(given.out)
         questions = load_questions(given.questions)
-        own = settings(threads=1)
+        own = settings(threads=1, policy=given.adapter)
         torch.set_num_threads(own.threads)
-        began, policy = time.perf_counter(), Policy(own)
-        if given.adapter is not None:
-            load_adapter(policy, given.adapter)
-        texts, cut = write(policy, questions, own.system, given.tokens)
-        adapter = f" --adapter {given.adapter.name}" if given.adapter is not None else ""
-        command = f"python -m fpo.evaluation.answers {given.out} --arm {given.arm}{adapter}"
+        began = time.perf_counter()
+        texts, cut = write(Policy(own), questions, own.system, given.tokens)
         made = results.provenance(command, time.perf_counter() - began, "fpo", "torch", "transformers", "peft")
+        ids = [question.id for question in questions]
         content = {
             "arm": given.arm,
             "provenance": made | {"note": given.note},
             "questions": given.questions,
             "decoding": {"greedy": True, "max_new_tokens": given.tokens, "system": own.system},
-            "answers": {question.id: text for question, text in zip(questions, texts, strict=True)},
-            "cut": [question.id for question, short in zip(questions, cut, strict=True) if short],
+            "answers": dict(zip(ids, texts, strict=True)),
+            "cut": list(compress(ids, cut)),
         }
         files.save_json(given.out, content)
     except (ValueError, ModelError, OSError) as error:

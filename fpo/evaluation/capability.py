@@ -19,19 +19,16 @@ PAPER: dict[str, Any] = {"tasks": ("mmlu", "arc_challenge"), "limit": 50, "shots
 @contextmanager
 def untouched(model: torch.nn.Module) -> Iterator[None]:
     """Put back every random state, and each layer's mode (dropout), as they were."""
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    python, numbers = random.getstate(), np.random.get_state()
     modes = [(layer, layer.training) for layer in model.modules()]
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.random.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-        for layer, training in modes:
-            layer.training = training
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
+            for layer, training in modes:
+                layer.training = training
 
 
 def capability(
