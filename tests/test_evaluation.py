@@ -317,9 +317,7 @@ def test_capability_asks_the_harness_for_the_papers_setting(policy, monkeypatch)
         asked.update(given, training=[layer.training for layer in policy.model.modules() if layer.training])
         torch.manual_seed(1234)
         return {
-            "results": {"mmlu": {"alias": "mmlu", "acc,none": 0.48, "acc_stderr,none": 0.01}},
-            "groups": {"mmlu": {"acc,none": 0.48, "acc_stderr,none": 0.01}},
-            "n-samples": {"mmlu": {"original": 14042, "effective": 2850}},
+            "results": {"mmlu": {"alias": "mmlu", "acc,none": 0.48, "acc_stderr,none": 0.01, "sample_len": 2850}},
         }
 
     class Tasks:
@@ -346,60 +344,12 @@ def test_capability_asks_the_harness_for_the_papers_setting(policy, monkeypatch)
     torch.manual_seed(5)
     assert drawn == float(torch.rand(1)) and layer.training
     layer.eval()
-    assert found == {"mmlu": {"acc": 0.48, "acc_stderr": 0.01, "samples": 2850.0}}
+    assert found == {"mmlu": {"acc": 0.48, "acc_stderr": 0.01, "sample_len": 2850.0}}
     assert (asked["tasks"], asked["limit"], asked["num_fewshot"]) == (["mmlu", "arc_challenge"], 50, 0)
     assert asked["model"]["pretrained"] is policy.model and asked["model"]["batch_size"] == 4
     assert not asked["training"]
     with pytest.raises(ParameterError, match="knows no 'nothing'"):
         capability.capability(policy, ["nothing"])
-
-
-TASK = """
-task: two_words
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: choices
-doc_to_target: label
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
-
-
-def test_capability_of_a_local_task(policy, tmp_path, monkeypatch):
-    """The harness's accuracy is that of the likelier choice by hand, and nothing else has changed."""
-    pytest.importorskip("lm_eval", reason="the harness needs the extra capability: pip install 'fpo[capability]'")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    rng = np.random.default_rng(0)
-    words = ["red", "blue", "green", "long", "cold"]
-    rows = []
-    for _ in range(12):
-        question, choices = f"{' '.join(rng.choice(words, 3))} is", [*rng.choice(words, 2, False)]
-        rows.append({"question": question, "choices": choices, "label": int(rng.integers(2))})
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "two.yaml").write_text(TASK.format(file=tmp_path / "rows.jsonl"))
-    layer = next(each for name, each in policy.model.named_modules() if name.endswith("lora_dropout.default"))
-    layer.train()
-    torch.manual_seed(5), np.random.seed(5)
-    found = capability.capability(policy, ["two_words"], limit=10, own_tasks=tmp_path / "tasks")
-    drawn = float(torch.rand(1)), float(np.random.rand())
-    torch.manual_seed(5), np.random.seed(5)
-    assert drawn == (float(torch.rand(1)), float(np.random.rand())) and layer.training
-    layer.eval()
-
-    def likelihood(row, choice):
-        ids = policy.tokenizer(row["question"] + " " + choice).input_ids
-        start = len(policy.tokenizer(row["question"]).input_ids)
-        with torch.no_grad():
-            logs = policy.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        return sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids)))
-
-    right = [np.argmax([likelihood(row, c) for c in row["choices"]]) == row["label"] for row in rows[:10]]
-    assert found["two_words"]["acc"] == pytest.approx(np.mean(right)) and found["two_words"]["samples"] == 10
-    with pytest.raises(ParameterError, match="knows no 'three_words'"):
-        capability.capability(policy, ["three_words"], own_tasks=tmp_path / "tasks")
 
 
 def test_random_states_and_dropout_come_back_after_an_error():

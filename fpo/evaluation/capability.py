@@ -59,7 +59,8 @@ def capability(
     Returns
     -------
     dict
-        By task and by group of tasks: the harness's measures, such as `acc`, `acc_stderr`, and `samples`.
+        By task and by group of tasks: the harness's measures, such as `acc` and `acc_stderr`, and `sample_len`, how
+        many questions they rest on.
 
     Raises
     ------
@@ -84,10 +85,7 @@ def capability(
         found = simple_evaluate(
             model=model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=known, log_samples=False
         )
-    measured: dict[str, dict[str, float]] = {}
-    for name, row in {**found["results"], **found.get("groups", {})}.items():
-        numbers = {key.removesuffix(",none"): value for key, value in row.items() if isinstance(value, int | float)}
-        measured[name] = {key: float(value) for key, value in numbers.items()}
-        if counted := found.get("n-samples", {}).get(name):
-            measured[name]["samples"] = float(counted["effective"])
-    return measured
+    return {
+        name: {key.removesuffix(",none"): float(value) for key, value in row.items() if isinstance(value, int | float)}
+        for name, row in found["results"].items()
+    }
