@@ -110,8 +110,8 @@ def test_answer_files_that_do_not_fit(tmp_path):
             answers.checked("x", content, HELD_OUT)
         assert str(caught.value).startswith("answers x: ") and "\n" not in str(caught.value)
     (tmp_path / "broken.json").write_text('{"arm": ')
-    for name in ("broken.json", "none.json"):
-        with pytest.raises(ParameterError, match=f"{name}: cannot be read"):
+    for name, message in (("broken.json", "'content': Invalid JSON"), ("none.json", "cannot be read .*No such file")):
+        with pytest.raises(ParameterError, match=f"{name}: {message}"):
             answers.read(tmp_path / name, HELD_OUT)
 
 
@@ -135,7 +135,7 @@ def test_answers_are_the_likeliest_words(policy):
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora_rank": 3}, {"lora_alpha": 40}], ids=["own", "rank", "alpha"])
-def test_an_adapter_answers_as_the_policy_that_wrote_it(changes, tiny, tmp_path, capsys):
+def test_an_adapter_answers_as_the_policy_that_wrote_it(changes, tiny, tmp_path):
     """Whatever its rank and scale; the command writes an answer file that can be read."""
     trained = Policy(settings(**tiny, **changes))
     with torch.no_grad():
@@ -150,16 +150,18 @@ def test_an_adapter_answers_as_the_policy_that_wrote_it(changes, tiny, tmp_path,
     )
     bank, out = load_questions(str(tmp_path / "four.jsonl")), tmp_path / "mine.json"
     command = [str(out), "--arm", "mine", "--questions", str(tmp_path / "four.jsonl"), "--tokens", "6"]
-    assert answers.main([*command, "--adapter", str(tmp_path / "adapter")]) == 0
+    answers.main([*command, "--adapter", str(tmp_path / "adapter")])
     found = answers.read(out, bank)
     texts, cut = answers.write(trained, bank, settings().system, 6)
     assert found.arm == "mine" and found.to(bank) == texts
     assert found.cut == [question.id for question, short in zip(bank, cut, strict=True) if short]
-    assert json.loads(out.read_text())["provenance"]["made_by"].endswith("mine.json --arm mine --adapter adapter")
+    assert json.loads(out.read_text())["provenance"]["made_by"].startswith(
+        f"python -m fpo.evaluation.answers {out} --arm"
+    )
     with trained.base():
         assert answers.write(trained, bank, settings().system, 6)[0] != texts
-    assert answers.main([*command, "--adapter", str(tmp_path / "none" / "adapter")]) == 1
-    assert "none/adapter is not a folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="adapter is not a folder"):
+        answers.main([*command, "--adapter", str(tmp_path / "none" / "adapter")])
 
 
 # Judges
@@ -236,7 +238,7 @@ def test_within_compares_answers_to_one_question_alone():
     assert np.isnan(judges.within(np.array([1.0]), [True], ["a"]))
 
 
-def test_a_judge_is_fitted_to_a_file_of_labels(tmp_path, capsys):
+def test_a_judge_is_fitted_to_a_file_of_labels(tmp_path):
     lines = [
         {"prompt": f"Q: Question {i}?\nA: Answer {j} is {word}.\nTrue:", "completion": said}
         for i in range(12)
@@ -244,17 +246,17 @@ def test_a_judge_is_fitted_to_a_file_of_labels(tmp_path, capsys):
         for word, said in (("so", " yes"), ("not so", " no"))
     ]
     (tmp_path / "labels").write_text("\n".join(map(json.dumps, lines)))
-    assert judges.main([str(tmp_path / "labels"), str(tmp_path / "judge.json"), "--each", "6"]) == 0
+    judges.main([str(tmp_path / "labels"), str(tmp_path / "judge.json"), "--each", "6"])
     found = json.loads((tmp_path / "judge.json").read_text())
     assert (found["answers"], found["questions"], np.shape(found["judges"])) == (72, 12, (5, 385))
     best = found["ridges"][found["ridge"]]
     assert best["within"] > 0.9 and best["brier"] == min(row["brier"] for row in found["ridges"].values())
     bad = {"prompt": "Q: x", "completion": " yes"}
     (tmp_path / "labels").write_text(json.dumps(lines[0]) + "\n" + json.dumps(bad))
-    assert judges.main([str(tmp_path / "labels"), str(tmp_path / "judge.json")]) == 1
-    assert "line 2 is no labeled answer of TruthfulQA" in capsys.readouterr().err
-    assert judges.main([str(tmp_path / "none"), str(tmp_path / "judge.json")]) == 1
-    assert "No such file" in capsys.readouterr().err
+    for name, message in (("labels", "line 2 is no labeled answer of TruthfulQA"), ("none", "No such file")):
+        with pytest.raises(SystemExit, match=message) as caught:
+            judges.main([str(tmp_path / name), str(tmp_path / "new.json")])
+        assert "\n" not in str(caught.value) and not (tmp_path / "new.json").exists()
 
 
 def test_similarity_takes_the_nearest_reference_of_each_kind(tiny):

@@ -127,7 +127,7 @@ def test_an_endpoint_that_is_down_is_given_up(tmp_path):
 def test_nothing_is_sent_before_the_cost_is_agreed_to(tmp_path):
     with JudgeServer(honest) as server:
         own = at(server, price_in=1000.0, price_out=1000.0)
-        sent = [endpoints.request(own, *pair) for pair in PAIRS]
+        sent = [endpoints.request(own, pair) for pair in PAIRS]
         dollars, words = endpoints.estimate(own, sent * 2)
         for calls, budget in ((7, 1e6), (8, 0.9 * dollars)):
             with pytest.raises(ParameterError, match=r"not agreed to: 8 calls, about .* read .*: \$.*at most 4 a call"):

@@ -6,17 +6,16 @@ writes the answers of the packaged model with an adapter in PEFT's own format; w
 """
 
 import argparse
-import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from tqdm import tqdm
 
 from fpo import files, results
@@ -28,11 +27,15 @@ from fpo.llm.settings import settings
 from fpo.llm.weights import ModelError
 from fpo.parameters import ParameterError, brief, one_line
 
+# With 0 for every random number the likeliest word is drawn.
+GREEDY: dict[str, Any] = {"min_new_tokens": 0, "temperature": 1.0, "top_p": 1.0}
 
-class Answers(BaseModel):
-    """One arm's answers, by the questions' ids; `cut` names those that the limit of tokens ended."""
 
-    model_config = ConfigDict(strict=True, frozen=True)  # what else a file says, such as its provenance, is not read
+class Answers(BaseModel, strict=True, frozen=True):
+    """One arm's answers, by the questions' ids; `cut` names those that the limit of tokens ended.
+
+    What else a file says, such as its provenance, is not read.
+    """
 
     arm: str = Field(min_length=1)
     answers: dict[str, str]
@@ -44,7 +47,7 @@ class Answers(BaseModel):
 
 
 def checked(name: str, content: Any, questions: Sequence[Prompt]) -> Answers:
-    """Answers out of a file's content, one for every question and none for another.
+    """Answers out of a file's content or its bytes, one for every question and none for another.
 
     Raises
     ------
@@ -52,7 +55,7 @@ def checked(name: str, content: Any, questions: Sequence[Prompt]) -> Answers:
         If the content is something else; the message names the file and the first fault.
     """
     try:
-        found = Answers.model_validate(content)
+        found = (Answers.model_validate_json if isinstance(content, bytes) else Answers.model_validate)(content)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "content"
@@ -77,10 +80,9 @@ def read(path: Path, questions: Sequence[Prompt]) -> Answers:
         If it cannot be read or does not fit the questions.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return checked(str(path), path.read_bytes(), questions)
+    except OSError as error:
         raise ParameterError(f"answers {path}: cannot be read ({one_line(error)})") from None
-    return checked(str(path), content, questions)
 
 
 def write(
@@ -95,23 +97,15 @@ def write(
     texts, cut = [""] * len(ids), [False] * len(ids)
     for start in tqdm(range(0, len(order), batch), desc="answers", unit="batch"):
         rows = order[start : start + batch]
-        # With 0 for every random number the likeliest word is drawn.
-        written = decoding.decode(
-            policy.model,
-            [ids[i] for i in rows],
-            np.zeros((len(rows), 1, max_new_tokens)),
-            policy.ends,
-            min_new_tokens=0,
-            temperature=1.0,
-            top_p=1.0,
-        )
+        asked, random = [ids[i] for i in rows], np.zeros((len(rows), 1, max_new_tokens))
+        written = decoding.decode(policy.model, asked, random, policy.ends, **GREEDY)
         for i, (tokens,) in zip(rows, written.tokens, strict=True):
             texts[i], cut[i] = policy.text(tokens), tokens[-1] not in policy.ends
     return texts, cut
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command; a fault that its user can mend is one line, and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m fpo.evaluation.answers", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="the answer file")
     parser.add_argument("--arm", required=True, help="its name in the comparison")
@@ -120,9 +114,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=64, choices=range(1, 4097), metavar="N", help="at most, 64")
     parser.add_argument("--note", default="", help="where the adapter comes from")
     given = parser.parse_args(arguments)
-    command = f"python -m fpo.evaluation.answers {given.out} --arm {given.arm}"
-    if given.adapter != parser.get_default("adapter"):
-        command += f" --adapter {Path(given.adapter).name}"
     try:
         files.destination(given.out)
         questions = load_questions(given.questions)
@@ -130,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(own.threads)
         began = time.perf_counter()
         texts, cut = write(Policy(own), questions, own.system, given.tokens)
+        command = f"{parser.prog} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
         made = results.provenance(command, time.perf_counter() - began, "fpo", "torch", "transformers", "peft")
         ids = [question.id for question in questions]
         content = {
@@ -138,14 +130,12 @@ def main(arguments: list[str] | None = None) -> int:
             "questions": given.questions,
             "decoding": {"greedy": True, "max_new_tokens": given.tokens, "system": own.system},
             "answers": dict(zip(ids, texts, strict=True)),
-            "cut": list(compress(ids, cut)),
+            "cut": [id for id, short in zip(ids, cut, strict=True) if short],
         }
         files.save_json(given.out, content)
     except (ValueError, ModelError, OSError) as error:
-        print(error if isinstance(error, ParameterError) else one_line(error, 2000), file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(one_line(error, 2000))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

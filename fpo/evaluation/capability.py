@@ -72,9 +72,7 @@ def capability(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ParameterError(
-            f"capability needs the extra capability: pip install 'fpo[capability]' ({error})"
-        ) from None
+        raise ParameterError(f"this needs the extra capability: pip install 'fpo[capability]' ({error})") from None
     known = TaskManager(include_path=None if own_tasks is None else str(own_tasks), include_defaults=own_tasks is None)
     if unknown := [task for task in tasks if task not in known.all_tasks]:
         raise ParameterError(f"tasks: the harness knows no {unknown[0]!r}")

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from tqdm import tqdm
 
 from fpo.evaluation.verdicts import Judged, Shown
@@ -22,6 +22,10 @@ SYSTEM = (
     '{"winner": "B"} or {"winner": "Tie"}.'
 )
 SHOWN: dict[str, Shown] = {"A": "first", "B": "second", "Tie": "tie"}
+# What another try would not change, by its status.
+KEY = "{0.base_url} refuses the key in {0.key_variable}"
+REQUEST = "{0.base_url} refuses the request for model {0.model!r}"
+REFUSED = {400: REQUEST, 401: KEY, 403: KEY, 404: REQUEST, 422: REQUEST}
 
 
 class JudgeError(RuntimeError):
@@ -36,10 +40,8 @@ class Pair(NamedTuple):
     second: str
 
 
-class Verdict(BaseModel):
+class Verdict(BaseModel, extra="forbid"):
     """What a reply must hold; a reason beside it is allowed and not read."""
-
-    model_config = ConfigDict(extra="forbid")
 
     winner: Literal["A", "B", "Tie"]
     reason: str = ""
@@ -65,9 +67,9 @@ class Endpoint(Parameters):
     price_out: float = real(0.0, 0.0, 1e4, "dollars for a million tokens that are written")
 
 
-def request(endpoint: Endpoint, question: str, shown_first: str, shown_second: str) -> dict[str, Any]:
-    """What is sent for one order of a pair."""
-    parts = json.dumps({"question": question, "answer A": shown_first, "answer B": shown_second}, ensure_ascii=False)
+def request(endpoint: Endpoint, pair: Pair) -> dict[str, Any]:
+    """What is sent for a pair in this order."""
+    parts = json.dumps({"question": pair.question, "answer A": pair.first, "answer B": pair.second}, ensure_ascii=False)
     return {
         "model": endpoint.model,
         "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": parts}],
@@ -87,8 +89,8 @@ def estimate(endpoint: Endpoint, sent: Sequence[dict[str, Any]]) -> tuple[float,
     cost = (read * endpoint.price_in + written * endpoint.price_out) / 1e6
     price = f"${cost:.2f}" if endpoint.price_in or endpoint.price_out else "price unknown"
     tokens = f"about {read:,.0f} tokens read and at most {written:,} written"
-    extra = f"tries after a failure are extra, at most {endpoint.retries} a call"
-    return cost, f"{len(sent):,} calls, {tokens}: {price}; {extra}"
+    extra = f"; tries after a failure are extra, at most {endpoint.retries} a call"
+    return cost, f"{len(sent):,} calls, {tokens}: {price}{extra}"
 
 
 def _verdict(client: Any, sent: dict[str, Any], left: int) -> Verdict:
@@ -116,8 +118,7 @@ def _verdict(client: Any, sent: dict[str, Any], left: int) -> Verdict:
 
 def _orders(endpoint: Endpoint, pair: Pair) -> dict[str, dict[str, Any]]:
     """What is sent of a pair, by its key: first as it stands, then turned."""
-    shown = (pair.first, pair.second), (pair.second, pair.first)
-    both = [request(endpoint, pair.question, *each) for each in shown]
+    both = [request(endpoint, each) for each in (pair, Pair(pair.question, pair.second, pair.first))]
     return {Cache.key([endpoint.base_url, sent]): sent for sent in both}
 
 
@@ -158,8 +159,6 @@ def judge_pairs(
         import openai
     except ImportError as error:
         raise JudgeError(f"a language-model judge needs the extra judge: pip install 'fpo[judge]' ({error})") from None
-    key_refused = (openai.AuthenticationError, openai.PermissionDeniedError)
-    refused = (*key_refused, openai.NotFoundError, openai.BadRequestError, openai.UnprocessableEntityError)
     orders = {pair: _orders(endpoint, pair) for pair in pairs if pair.first != pair.second}
     asked = {name: sent for both in orders.values() for name, sent in both.items()}
     failed: dict[str, str] = {}
@@ -175,22 +174,19 @@ def judge_pairs(
                 try:
                     kept.put(name, _verdict(client, sent, endpoint.retries).model_dump_json())
                     in_a_row = 0
-                except refused as error:
-                    is_key = isinstance(error, key_refused)
-                    what = f"key in {endpoint.key_variable}" if is_key else f"request for model {endpoint.model!r}"
-                    raise JudgeError(f"{endpoint.base_url} refuses the {what}: {one_line(error)}") from None
                 except (openai.APIError, ValueError) as error:
                     failed[name] = f"{type(error).__name__}: {one_line(error)}"
+                    if what := REFUSED.get(getattr(error, "status_code", 0)):
+                        raise JudgeError(f"{what.format(endpoint)}: {one_line(error)}") from None
                     in_a_row += 1
                     if in_a_row >= endpoint.patience:
                         raise JudgeError(f"{in_a_row} calls in a row failed, the last with {failed[name]}") from None
                 bar.update()
-        replies = {name: kept.get(name) for name in asked}
-    found = []
-    for pair in pairs:
-        if (both := orders.get(pair)) is None:
-            found.append(Judged("tie", "tie", "equal answers"))
-            continue
-        told = [None if (reply := replies[name]) is None else SHOWN[json.loads(reply)["winner"]] for name in both]
-        found.append(Judged(told[0], told[1], "; ".join(failed[name] for name in both if name in failed)))
-    return found
+        found = []
+        for pair in pairs:
+            if (both := orders.get(pair)) is None:
+                found.append(Judged("tie", "tie", "equal answers"))
+                continue
+            told = [None if (reply := kept.get(name)) is None else SHOWN[json.loads(reply)["winner"]] for name in both]
+            found.append(Judged(told[0], told[1], "; ".join(failed[name] for name in both if name in failed)))
+        return found

@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from fpo import files, results
 from fpo.llm.head import fit_head
@@ -31,18 +32,10 @@ RIDGES = (1e-4, 1e-3, 1e-2)
 LABEL = re.compile(r"Q: (.*?)\nA: (.*)\nTrue:", re.DOTALL)
 
 
-class Reads(Protocol):
-    """What the judges ask of an encoder: features (n, p) of texts, after prompts or alone."""
-
-    def features(self, texts: Sequence[str], prompts: Sequence[str] | None = None, /) -> torch.Tensor:
-        """One row a text."""
-        ...
-
-
 class ReadOnce:
     """An encoder that reads each text once: equal texts have equal features, whatever they are read beside."""
 
-    def __init__(self, encoder: Reads) -> None:
+    def __init__(self, encoder: RewardModel) -> None:
         self._encoder = encoder
         self._known: dict[tuple[str, str | None], torch.Tensor] = {}
 
@@ -55,7 +48,7 @@ class ReadOnce:
         return torch.stack([self._known[each] for each in asked])
 
 
-def features(encoder: Reads, questions: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
+def features(encoder: RewardModel | ReadOnce, questions: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
     """What a frozen encoder reads of question and answer together, and a 1 for the constant: (n, p + 1), doubles."""
     read = encoder.features(list(answers), list(questions)).double()
     return torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
@@ -66,8 +59,7 @@ def fit(read: torch.Tensor, labels: Sequence[bool], ridge: float) -> torch.Tenso
 
     Shapes: features (n, p + 1), labels (n,), result (p + 1,).
     """
-    wanted = torch.tensor(np.asarray(labels, dtype=float))
-    return fit_head(read, torch.zeros_like(read), ridge, wanted)
+    return fit_head(read, torch.zeros_like(read), ridge, torch.tensor(np.asarray(labels, dtype=float)))
 
 
 def fold(question: str, folds: int) -> int:
@@ -130,10 +122,8 @@ def quality(probabilities: np.ndarray, labels: Sequence[bool], bins: int = 10) -
     """
     label = np.asarray(labels, dtype=bool)
     places = np.minimum((probabilities * bins).astype(int), bins - 1)
-    rows = [
-        (float(probabilities[places == k].mean()), float(label[places == k].mean()), int((places == k).sum()))
-        for k in np.unique(places)
-    ]
+    each = [places == place for place in np.unique(places)]
+    rows = [(float(probabilities[own].mean()), float(label[own].mean()), int(own.sum())) for own in each]
     return {
         "count": len(label),
         "accuracy": float(np.mean((probabilities > 0.5) == label)),
@@ -145,19 +135,16 @@ def quality(probabilities: np.ndarray, labels: Sequence[bool], bins: int = 10) -
     }
 
 
-def similarity(encoder: Reads, questions: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
+def similarity(encoder: RewardModel | ReadOnce, questions: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
     """Cosine to the nearest correct reference answer minus that to the nearest incorrect one, (n,), from -2 to 2."""
     known = list(dict.fromkeys(text for each in questions for text in (*each.correct, *each.incorrect)))
-    references, read = (
-        torch.nn.functional.normalize(encoder.features(texts), dim=-1) for texts in (known, list(answers))
-    )
-    place = dict(zip(known, references, strict=True))
+    references = dict(zip(known, normalize(encoder.features(known), dim=-1), strict=True))
 
-    def near(texts: Sequence[str], row: torch.Tensor) -> float:
-        return float((torch.stack([place[text] for text in texts]) @ row).max())
+    def nearest(texts: Sequence[str], row: torch.Tensor) -> float:
+        return float((torch.stack([references[text] for text in texts]) @ row).max())
 
-    pairs = zip(questions, read, strict=True)
-    return np.array([near(each.correct, row) - near(each.incorrect, row) for each, row in pairs])
+    rows = zip(questions, normalize(encoder.features(list(answers)), dim=-1), strict=True)
+    return np.array([nearest(each.correct, row) - nearest(each.incorrect, row) for each, row in rows])
 
 
 def read_labels(path: Path, each: int) -> tuple[list[str], list[str], list[bool]]:
@@ -182,8 +169,8 @@ def read_labels(path: Path, each: int) -> tuple[list[str], list[str], list[bool]
     return list(questions), list(answers), list(labels)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command; a fault that its user can mend is one line, and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m fpo.evaluation.judges", description=__doc__.split("\n")[0])
     parser.add_argument("labels", type=Path, help="JSON lines as TruthfulQA publishes them")
     parser.add_argument("out", type=Path, help="where the judge goes")
@@ -193,16 +180,15 @@ def main(arguments: list[str] | None = None) -> int:
         files.destination(given.out)
         began = time.perf_counter()
         questions, answers, labels = read_labels(given.labels, given.each)
-        encoder = RewardModel(settings(threads=1))
         torch.set_num_threads(1)
-        read = features(encoder, questions, answers)
+        read = features(RewardModel(settings(threads=1)), questions, answers)
         tried, judges = {}, {}
         for ridge in RIDGES:
             judges[ridge] = fit_folds(read, labels, questions, FOLDS, ridge)
             said = crossed(judges[ridge], read, questions)
             tried[ridge] = quality(said, labels) | {"within": within(said, labels, questions)}
         best = min(RIDGES, key=lambda ridge: tried[ridge]["brier"])
-        command = f"python -m fpo.evaluation.judges {given.labels.name} {given.out} --each {given.each}"
+        command = f"{parser.prog} {given.labels.name} {given.out} --each {given.each}"
         content = {
             "provenance": results.provenance(command, time.perf_counter() - began, "fpo", "torch", "transformers"),
             "labels_sha256": hashlib.sha256(given.labels.read_bytes()).hexdigest(),
@@ -214,10 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
         }
         files.save_json(given.out, results.plain(content), indent=None)
     except (ValueError, ModelError, OSError, ArithmeticError) as error:
-        print(error if isinstance(error, ParameterError) else one_line(error, 2000), file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(one_line(error, 2000))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
