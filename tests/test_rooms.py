@@ -137,6 +137,22 @@ def test_the_table_has_no_circle():
             del below[name]
 
 
+def reached(name):
+    """Every room that one imports, itself or through another."""
+    found, waiting = set(), [name]
+    while waiting:
+        found.add(room := waiting.pop())
+        waiting += [below for each in TABLE[room] if (below := f"fpo.{each}") not in found]
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if name.startswith("fpo.evaluation")])
+def test_evaluation_never_reaches_the_loop(name):
+    """Nor what plays it. Who trains does: what follows imports would see it."""
+    assert not reached(name) & {"fpo.llm.loop", "fpo.llm.together", "fpo.llm.study", "fpo.trl"}
+    assert "fpo.llm.loop" in reached("fpo.llm.study") & reached("fpo.trl")
+
+
 def test_no_file_is_longer_than_400_lines_but_the_neural_game():
     long = {}
     for folder in (PACKAGE, PACKAGE.parent / "book"):
