@@ -103,7 +103,7 @@ bench: $(VENV)/.bench ## each fast route against its slow one: a table and _buil
 trl: $(VENV)/.bench ## test fpo.trl in TRL's own trainers
 	@$(PY) -m pytest tests/test_trl_trainers.py
 
-# It holds python-dateutil below 3 and takes older parts of itself to go with the pins: pip looks for them for minutes.
+# Its newest parts refuse the python-dateutil of the pins: pip looks for older ones, for minutes.
 $(VENV)/.capability: $(VENV)/.test
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,capability]"
 	@touch $@
