@@ -259,6 +259,24 @@ def test_a_judge_is_fitted_to_a_file_of_labels(tmp_path):
         assert "\n" not in str(caught.value) and not (tmp_path / "new.json").exists()
 
 
+def test_labels_are_drawn_by_their_content_alone(tmp_path):
+    """In whichever order the file has them; an answer may hold what elsewhere ends a line."""
+    lines = [
+        json.dumps({"prompt": f"Q: {q}?\nA: So\u2028{i}. \nTrue:", "completion": said}, ensure_ascii=False)
+        for q in ("Why", "Who")
+        for i, said in enumerate((" yes", " no", " yes", " no", " yes"))
+    ]
+    drawn = []
+    for place, order in enumerate((lines, lines[::-1])):
+        (tmp_path / f"{place}").write_text("\n".join(order) + "\n", encoding="utf-8")
+        questions, texts, labels = judges.read_labels(tmp_path / f"{place}", 2)
+        assert sorted(questions) == ["Who?"] * 2 + ["Why?"] * 2
+        assert labels == [text in ("So\u20280.", "So\u20282.", "So\u20284.") for text in texts]
+        drawn.append(set(zip(questions, texts, labels, strict=True)))
+    assert drawn[0] == drawn[1]
+    assert len(judges.read_labels(tmp_path / "0", 9)[0]) == 10
+
+
 def test_similarity_takes_the_nearest_reference_of_each_kind(tiny):
     encoder = RewardModel(settings(**tiny))
     asked = [HELD_OUT[0], HELD_OUT[0], HELD_OUT[9]]
