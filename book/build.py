@@ -9,8 +9,10 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from chromium import Unprinted, require_browser
 from edition import RECORD, BadInput, mark, read_folder, read_parameters, record, refuse_strangers
@@ -35,7 +37,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of the noteb
 
 
 @contextmanager
-def alone():
+def alone() -> Iterator[None]:
     """Wait, with one line, while another build runs in this checkout: it would lose its files to this one.
 
     The lock is the system's own: it ends with its process, however that ends.
@@ -54,7 +56,7 @@ def alone():
 
 
 @alone()
-def build_book():
+def build_book() -> None:
     """Execute what has changed, render, say where the first page is."""
     source = stage(BUILD / "book" / "source")
     names = notebook_names()
@@ -65,7 +67,7 @@ def build_book():
     tell(BUILD / "book" / "html")
 
 
-def render_committed():
+def render_committed() -> tuple[Path, Path]:
     """Render the committed outputs: the sources and the site."""
     source, site = stage(BUILD / "html" / "source"), BUILD / "html" / "html"
     render_or_reuse(source, site)
@@ -73,13 +75,13 @@ def render_committed():
 
 
 @alone()
-def build_html():
+def build_html() -> None:
     """Render the committed outputs."""
     tell(render_committed()[1])
 
 
 @alone()
-def build_pdf():
+def build_pdf() -> None:
     """Print the committed outputs as one PDF."""
     require_browser()  # before the work, not after it
     source, site = render_committed()
@@ -89,14 +91,14 @@ def build_pdf():
 
 
 @alone()
-def build_zip():
+def build_zip() -> None:
     """Pack the rendered committed outputs for reading offline."""
     pack(render_committed()[1], BUILD / f"{NAME}.zip")
     print(f"Packed {BUILD / f'{NAME}.zip'}: unpack it and open index.html")
 
 
 @alone()
-def refresh():
+def refresh() -> None:
     """Execute every notebook; when all are done, update the committed notebooks, results and headline figure."""
     source = stage(BUILD / "refresh" / "source")
     names = notebook_names()
@@ -115,7 +117,7 @@ def refresh():
     print("updated the committed notebooks, their results and the headline figure")
 
 
-def build_edition(parameters_file, folder):
+def build_edition(parameters_file: str, folder: str) -> None:
     """The book with a reader's parameters in a folder of its own, complete or not at all."""
     out = read_folder(folder, ROOT)
     title, parameters = read_parameters(parameters_file, {name: parameter_names(name) for name in notebook_names()})
@@ -125,7 +127,7 @@ def build_edition(parameters_file, folder):
 
 
 @alone()
-def write_edition(out, title, parameters):
+def write_edition(out: Path, title: str | None, parameters: dict[str, dict[str, Any]]) -> None:
     """Execute and render an edition beside its folder, then put it there."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".edition-", ignore_cleanup_errors=True) as temporary:
@@ -145,7 +147,7 @@ def write_edition(out, title, parameters):
         new.rename(out)
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     simple = {"book": build_book, "html": build_html, "pdf": build_pdf, "zip": build_zip, "refresh": refresh}

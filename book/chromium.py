@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from pathlib import Path
 
 NO_BROWSER = "no Chromium found: install chromium or google-chrome, or set CHROMIUM to its path"
 COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -59,7 +60,7 @@ def require_browser() -> str:
     raise Unprinted(NO_BROWSER)
 
 
-def print_page(browser, page, pdf):
+def print_page(browser: str, page: Path, pdf: Path) -> None:
     """Print a page, with headings as bookmarks; head and foot are the style sheet's."""
     options = ("--no-pdf-header-footer", "--generate-pdf-document-outline", PATIENCE)
     pdf.unlink(missing_ok=True)
@@ -68,7 +69,7 @@ def print_page(browser, page, pdf):
         raise Unprinted(f"{browser} printed nothing")
 
 
-def run(browser, *arguments):
+def run(browser: str, *arguments: str) -> None:
     """Run the browser with a profile of its own."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         # A page in a file may not use a font in another one without leave.

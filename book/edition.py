@@ -9,7 +9,9 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,12 +24,12 @@ class BadInput(Exception):
     """What the caller gave cannot be used."""
 
 
-def from_caller(path):
+def from_caller(path: str) -> Path:
     """A path as the caller meant it: make may have changed the folder since."""
     return (Path(os.environ.get("CALLER", ".")) / Path(path).expanduser()).resolve()
 
 
-def read_folder(given, root):
+def read_folder(given: str, root: Path) -> Path:
     """The folder of an edition: new, empty or an earlier edition, and apart from the book's sources."""
     if not given:
         raise BadInput("OUT is missing: name a folder for the edition, as in OUT=my-edition")
@@ -45,7 +47,7 @@ def read_folder(given, root):
     return out
 
 
-def contents(folder):
+def contents(folder: Path) -> dict[str, str | None]:
     """Digest of every file below a folder, by its path there; None for what is no regular file, such as a link."""
     found = {}
     for place, folders, files in os.walk(folder):
@@ -56,11 +58,11 @@ def contents(folder):
     return found
 
 
-def digest(path):
+def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def written(folder):
+def written(folder: Path) -> dict[str, Any] | None:
     """What an edition wrote into a folder, as in `contents`; None if the folder holds no record of one."""
     try:
         content = json.loads((folder / RECORD).read_bytes())
@@ -70,12 +72,12 @@ def written(folder):
     return files if isinstance(files, dict) else None
 
 
-def refuse_strangers(out):
+def refuse_strangers(out: Path) -> None:
     """Refuse a folder that holds anything that an edition did not write, or not as it is now: it would be lost."""
     there, ours = contents(out), written(out)
     if ours is not None:
         del there[RECORD]
-        there = [name for name, found in there.items() if found is None or ours.get(name) != found]
+        there = {name: found for name, found in there.items() if found is None or ours.get(name) != found}
     if there:
         names = ", ".join(sorted(there)[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
         raise BadInput(
@@ -87,14 +89,14 @@ def refuse_strangers(out):
 class StrictLoader(yaml.SafeLoader):
     """YAML in which a key given twice is an error, where the first would be lost without a word."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for twice in (key for number, key in enumerate(keys) if key in keys[:number]):
             raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def read_parameters(given, known):
+def read_parameters(given: str, known: Mapping[str, Collection[str]]) -> tuple[str | None, dict[str, dict[str, Any]]]:
     """Title (or None) and a mapping of each notebook's name to the parameters that a reader's file sets."""
     if not given:
         raise BadInput("PARAMETERS is missing: name a YAML file, as in PARAMETERS=my.yaml")
@@ -128,7 +130,7 @@ def read_parameters(given, known):
     }
 
 
-def mark(file, title, parameters):
+def mark(file: Path, title: str | None, parameters: dict[str, dict[str, Any]]) -> None:
     """Let a book's _config.yml say on every page that the numbers are not the published ones."""
     config = yaml.safe_load(file.read_text(encoding="utf8"))
     changes = [
@@ -144,12 +146,14 @@ def mark(file, title, parameters):
     file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf8")
 
 
-def shortened(value, width=40):
+def shortened(value: Any, width: int = 40) -> str:
     text = str(value)
     return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def record(file, title, parameters, originals, root):
+def record(
+    file: Path, title: str | None, parameters: dict[str, dict[str, Any]], originals: Iterable[Path], root: Path
+) -> None:
     """Write down what an edition was made from, and all that it wrote into its folder: a later one removes no more."""
     content = {
         "title": title,
@@ -163,7 +167,7 @@ def record(file, title, parameters, originals, root):
     file.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf8")
 
 
-def packages():
+def packages() -> dict[str, str]:
     """The version of every installed package."""
     found = sorted(importlib.metadata.distributions(), key=lambda package: package.name.lower())
     return {package.name: package.version for package in found}

@@ -10,6 +10,7 @@ import time
 from copy import deepcopy
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -31,17 +32,17 @@ class Failed(Exception):
     """A notebook, the headline figure or the rendering failed."""
 
 
-def notebook_names():
+def notebook_names() -> list[str]:
     """Names of the book's notebooks in reading order."""
     pages = [Path(page) for page in parse_toc_yaml(ROOT / "_toc.yml")]
     return [page.stem for page in pages if page.parent.name == "notebooks"]
 
 
-def notebook_path(name, root=ROOT):
+def notebook_path(name: str, root: Path = ROOT) -> Path:
     return root / "notebooks" / f"{name}.ipynb"
 
 
-def tagged(notebook, tag):
+def tagged(notebook: Any, tag: str) -> int:
     """Position of the one cell with this tag."""
     found = [i for i, cell in enumerate(notebook.cells) if tag in cell.metadata.get("tags", [])]
     if len(found) != 1:
@@ -49,7 +50,7 @@ def tagged(notebook, tag):
     return found[0]
 
 
-def run(name, notebook, parameters, folder, progress):
+def run(name: str, notebook: Any, parameters: dict[str, Any], folder: Path, progress: bool | dict[str, Any]) -> Any:
     """A notebook executed by papermill in a folder, as papermill leaves it."""
     deadline = time.monotonic() + TIME_LIMIT
     try:
@@ -67,7 +68,7 @@ def run(name, notebook, parameters, folder, progress):
         raise Failed(f"notebook {name} failed (its limit is {TIME_LIMIT} s)\n    {reason}") from None
 
 
-def execute(name, source, parameters, position):
+def execute(name: str, source: Path, parameters: dict[str, Any], position: str) -> None:
     """Execute a notebook of a stage with these parameters: replaces it there and writes its results file."""
     path = notebook_path(name, source)
     original = nbformat.read(path, as_version=4)
@@ -88,7 +89,7 @@ def execute(name, source, parameters, position):
     print(f"{name}: executed in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def tidy(original, executed, parameters):
+def tidy(original: Any, executed: Any, parameters: dict[str, Any]) -> Any:
     """The original with the outputs of its execution and nothing of the machinery's: no times, paths or metadata.
 
     A reader's parameters stay as a visible cell, tagged as papermill tags it.
@@ -115,7 +116,7 @@ def tidy(original, executed, parameters):
     return notebook
 
 
-def merge_streams(outputs):
+def merge_streams(outputs: list[Any]) -> list[Any]:
     """Outputs with neighbouring pieces of print as one, stdout first: how they come in pieces depends on the load."""
     merged = []
     for printed, group in groupby(outputs, key=lambda output: output.output_type == "stream"):
@@ -127,13 +128,13 @@ def merge_streams(outputs):
     return merged
 
 
-def parameter_names(name):
+def parameter_names(name: str) -> list[str]:
     """What a reader may set in a notebook: all but where the results go."""
     inspected = papermill.inspect_notebook(nbformat.read(notebook_path(name), as_version=4))
     return [parameter for parameter in inspected if parameter != "results_path"]
 
 
-def check_values(parameters):
+def check_values(parameters: dict[str, dict[str, Any]]) -> None:
     """Let each notebook judge its parameters by its own validation cell, before anything is executed in full."""
     for name, values in parameters.items():
         if not values:
@@ -146,7 +147,7 @@ def check_values(parameters):
             raise BadInput(f"{name}: {error.evalue}") from None
 
 
-def reuse_key(name):
+def reuse_key(name: str) -> str:
     """Names everything that an execution with the defaults depends on: cells, module, stored runs, pins, Python."""
     notebook = nbformat.read(notebook_path(name), as_version=4)
     for cell in notebook.cells:
@@ -161,7 +162,7 @@ def reuse_key(name):
     return digest.hexdigest()
 
 
-def execute_or_reuse(name, source, parameters, position):
+def execute_or_reuse(name: str, source: Path, parameters: dict[str, Any], position: str) -> None:
     """Like `execute`, but an earlier execution of the same things with the defaults is taken as it is."""
     if parameters:
         execute(name, source, parameters, position)
@@ -184,7 +185,7 @@ def execute_or_reuse(name, source, parameters, position):
     partial.rename(stored)
 
 
-def draw_headline(source):
+def draw_headline(source: Path) -> None:
     """Redraw the headline figure of a stage from its results files."""
     results, figure = source / "notebooks" / "results", source / HEADLINE
     command = [sys.executable, str(ROOT / "book" / "headline.py"), str(results), str(figure)]

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 
-def offer(site):
+def offer(site: Path) -> list[Path]:
     """Wake the links whose file is there; returns the pages that were changed."""
     changed = []
     for page in sorted(site.rglob("*.html")):
@@ -22,7 +22,7 @@ def offer(site):
     return changed
 
 
-def _wake(site, found):
+def _wake(site: Path, found: re.Match[str]) -> str:
     return found[2] if (site / html.unescape(found[1])).is_file() else found[0]
 
 

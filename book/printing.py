@@ -44,16 +44,16 @@ class Chapter:
     article: Tag
 
     @property
-    def key(self):
+    def key(self) -> str:
         """What every id of the page begins with."""
         return name_key(self.path)
 
 
-def name_key(path):
+def name_key(path: str) -> str:
     return path.removesuffix(".html").replace("/", "-")
 
 
-def read_chapters(site, toc):
+def read_chapters(site: Path, toc: Path) -> tuple[list[Chapter], Tag]:
     """The site's pages in reading order; and the head of the first."""
     contents = parse_toc_yaml(toc)
     parts = {str(item): tree.caption for tree in contents.root.subtrees for item in tree.items}
@@ -73,7 +73,7 @@ def read_chapters(site, toc):
     return chapters, head
 
 
-def join(site, toc, about):
+def join(site: Path, toc: Path, about: tuple[str, ...]) -> str:
     """One page of the whole site; `about` is the title page's title and lines below it."""
     chapters, head = read_chapters(site, toc)
     for chapter in chapters:
@@ -102,7 +102,7 @@ def join(site, toc, about):
     return book
 
 
-def clean(article):
+def clean(article: Tag) -> None:
     """Leave what belongs on paper, with everything else that is folded away open."""
     for screen in article.select(SCREEN_ONLY):
         if not screen.decomposed:
@@ -123,10 +123,10 @@ def clean(article):
                 heading.insert(0, target.extract())
 
 
-def make_unique(chapter):
+def make_unique(chapter: Chapter) -> None:
     """Put the chapter's key in front of every id and of whatever names one."""
 
-    def renamed(name):
+    def renamed(name: str) -> str:
         return f"{chapter.key}--{name}"
 
     for node in chapter.article.find_all(True):
@@ -141,7 +141,7 @@ def make_unique(chapter):
                 node[name] = re.sub(r"url\(#([^)]+)\)", lambda found: f"url(#{renamed(found[1])})", value)
 
 
-def aim(link, path, ids):
+def aim(link: Tag, path: str, ids: dict[str, set[str]]) -> None:
     """Turn a link to a page of the book into one to its place in the join; a file beside the pages has none."""
     parts = urlsplit(link["href"])
     if parts.scheme or parts.netloc:
@@ -156,7 +156,7 @@ def aim(link, path, ids):
     link["href"] = f"#{name_key(target)}" + (f"--{fragment}" if fragment in ids[target] else "")
 
 
-def make_absolute(tree, page):
+def make_absolute(tree: Tag, page: Path) -> None:
     """Name every file with its whole address: the joined page lies elsewhere."""
     for node in tree.find_all(True):
         for name in FETCHED & node.attrs.keys():
@@ -167,7 +167,7 @@ def make_absolute(tree, page):
             del node["srcset"]
 
 
-def make_head(book, head, page, title):
+def make_head(book: BeautifulSoup, head: Tag, page: Path, title: str) -> Tag:
     """The style sheets of the site, and that of the bound book."""
     made = book.new_tag("head")
     made.append(book.new_tag("meta", charset="utf-8"))
@@ -178,7 +178,7 @@ def make_head(book, head, page, title):
     return made
 
 
-def add(parent, name, classes=""):
+def add(parent: Tag, name: str, classes: str = "") -> Tag:
     """A new last child."""
     child = BeautifulSoup("", "html.parser").new_tag(name)
     if classes:
@@ -187,7 +187,7 @@ def add(parent, name, classes=""):
     return child
 
 
-def title_page(about):
+def title_page(about: tuple[str, ...]) -> Tag:
     page = BeautifulSoup('<header class="print-title"></header>', "html.parser").header
     title, *lines = about
     add(page, "p", "print-title-name").string = title
@@ -196,7 +196,7 @@ def title_page(about):
     return page.extract()
 
 
-def contents_page(chapters):
+def contents_page(chapters: list[Chapter]) -> Tag:
     """Parts, chapters and sections, each with room for its page's number."""
     page = BeautifulSoup('<nav class="print-contents" aria-label="Contents"></nav>', "html.parser").nav
     add(page, "p", "print-contents-name").string = "Contents"
@@ -220,14 +220,14 @@ def contents_page(chapters):
     return page.extract()
 
 
-def check_math(soup):
+def check_math(soup: BeautifulSoup) -> None:
     """Refuse a page on which a formula is still TeX."""
     for formula in soup.select("span.math, div.math"):
         if not formula.find(["svg", "math", "mjx-container"]):
             raise Unprinted(f"a formula was not drawn: {formula.get_text(' ', strip=True)[:80]}")
 
 
-def page_numbers(pdf):
+def page_numbers(pdf: Path) -> dict[str, int]:
     """The page on which each linked place stands, from 1."""
     found = {}
     with closing(pypdfium2.PdfDocument(pdf)) as document:
@@ -241,7 +241,7 @@ def page_numbers(pdf):
     return found
 
 
-def fill_in(book, numbers):
+def fill_in(book: BeautifulSoup, numbers: dict[str, int]) -> None:
     """Write page numbers into the contents."""
     for line in book.select(".print-contents a.print-line"):
         place = line["href"][1:]
@@ -250,13 +250,13 @@ def fill_in(book, numbers):
         line.select_one(".print-number").string = str(numbers[place])
 
 
-def about(config):
+def about(config: Path) -> tuple[str, ...]:
     """What the title page says, from the book's settings."""
     settings = yaml.safe_load(config.read_text(encoding="utf8"))
     return settings["title"], settings["author"], settings["copyright"], settings["repository"]["url"]
 
 
-def print_book(site, source, pdf):
+def print_book(site: Path, source: Path, pdf: Path) -> None:
     """Print the site that was rendered from `source` as one PDF."""
     browser = chromium.require_browser()
     pdf.parent.mkdir(parents=True, exist_ok=True)
@@ -281,7 +281,7 @@ def print_book(site, source, pdf):
         joined.unlink(missing_ok=True)
 
 
-def pack(site, archive):
+def pack(site: Path, archive: Path) -> None:
     """The site as an archive: the same bytes from the same files."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     draft = archive.with_suffix(".new")

@@ -14,7 +14,7 @@ from execute import ROOT, Failed
 SOURCES = ("_config.yml", "_toc.yml", "CHANGELOG.md", "CITATION.cff", "book", "notebooks")
 
 
-def stage(folder):
+def stage(folder: Path) -> Path:
     """A fresh copy of the book's sources."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -27,7 +27,7 @@ def stage(folder):
     return folder
 
 
-def render(source, out):
+def render(source: Path, out: Path) -> int:
     """Render a stage into an empty folder, every warning an error; returns the exit status."""
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -42,14 +42,14 @@ def render(source, out):
     return status
 
 
-def render_strictly(source, out):
+def render_strictly(source: Path, out: Path) -> None:
     """Render, or fail."""
     print("rendering the pages", flush=True)
     if render(source, out):
         raise Failed("the pages did not render: see the warnings above, each of which counts as an error")
 
 
-def render_or_reuse(source, out):
+def render_or_reuse(source: Path, out: Path) -> None:
     """Like `render_strictly`, but pages that were rendered from the same things before are taken as they are.
 
     All of the stage counts, the extensions and this file with it, and so do pins, installed packages and Python.
@@ -57,7 +57,7 @@ def render_or_reuse(source, out):
     kept = out.parent / "rendered"
     made_from = [contents(source), digest(ROOT / "constraints.txt"), packages(), sys.version]
 
-    def key():
+    def key() -> str:
         return hashlib.sha256(json.dumps([*made_from, contents(out)], sort_keys=True).encode()).hexdigest()
 
     if kept.is_file() and kept.read_text(encoding="utf8") == key():
@@ -67,6 +67,6 @@ def render_or_reuse(source, out):
     kept.write_text(key(), encoding="utf8")
 
 
-def tell(out):
+def tell(out: Path) -> None:
     """Say where the book can be read."""
     print(f"Open {(out / 'index.html').as_uri()}")

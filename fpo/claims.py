@@ -88,13 +88,14 @@ def jointly(*parts: Evidence) -> Evidence:
 
 
 def most(row: Mapping[str, Any], found: str = "{wins} of {pairs}", wins: bool = True) -> Evidence:
-    """That most pairs of a comparison are wins, or that most are not; `found` may name the row's entries."""
+    """That most pairs of a comparison are wins, or that most are not: see `stats.most`; `found` may name entries."""
     return Evidence(found.format(**row), stats.most(row, wins))
 
 
-def beyond(row: Mapping[str, Any], mark: float, found: str = "") -> Evidence:
-    """That the share of wins lies above `mark`, its whole interval: fails below it, is undecided if astride."""
-    return Evidence(found.format(**row), True if row["low"] > mark else False if row["high"] < mark else None)
+def beyond(row: Mapping[str, Any], mark: float, found: str = "", above: bool = True) -> Evidence:
+    """That what a comparison estimates lies above `mark` (or below), its whole interval; undecided if astride."""
+    holds = above if row["low"] > mark else not above if row["high"] < mark else None
+    return Evidence(found.format(**row), holds)
 
 
 def under(value: float, limit: float, found: str = "") -> Evidence:
@@ -122,8 +123,8 @@ class Ledger:
     prefix : str
         What the ids of the chapter's claims begin with.
     families : int
-        By name, how many comparisons share an error rate of 5 % (Bonferroni): each gets an interval of level
-        1 - 0.05 / comparisons.
+        By name, how many comparisons share an error rate of 5 %: each gets an interval of level 1 - 0.05 / comparisons
+        (Bonferroni), or all their p-values are adjusted together (`holm`).
 
     Examples
     --------
@@ -143,19 +144,25 @@ class Ledger:
         self.made = dict.fromkeys(families, 0)
         self.claims: list[Claim] = []
 
-    def compare(self, first: Iterable[float], second: Iterable[float], family: str = "main") -> dict[str, Any]:
+    def compare(
+        self, first: Iterable[float], second: Iterable[float], family: str = "main", ends: bool = False
+    ) -> dict[str, Any]:
         """A paired comparison: see `stats.paired`. It counts.
+
+        With `ends` it is read from both ends: `losses` are the second's wins, with the same interval of their share,
+        `losses_low` to `losses_high`. A tie is a win of neither: see `stats.most`.
 
         Raises
         ------
         ValueError
             If the family was not announced, or has made all its comparisons.
         """
-        if self.made.get(family, 0) >= self.families.get(family, 0):
-            announced = self.families.get(family, 0)
-            raise ValueError(f"{family}: {announced} comparisons were announced, and this is one more")
-        self.made[family] += 1
-        return stats.paired(_numbers(first), _numbers(second), self.families[family])
+        a, b, comparisons = _numbers(first), _numbers(second), self._count(family)
+        row = stats.paired(a, b, comparisons)
+        if ends:
+            other = stats.paired(b, a, comparisons)
+            row |= {"losses": other["wins"], "losses_low": other["low"], "losses_high": other["high"]}
+        return row
 
     def share(self, hits: Iterable[bool], family: str = "main") -> dict[str, Any]:
         """The share of hits with its exact interval, as a comparison with one half. It counts.
@@ -168,10 +175,52 @@ class Ledger:
         hit = _numbers(hits)
         return self.compare(hit, np.full(len(hit), 0.5), family)
 
+    def mean(self, differences: Iterable[float], family: str = "main") -> dict[str, Any]:
+        """The mean of paired differences, `mean`, with Student's interval, `low` to `high`, of `pairs`. It counts.
+
+        Raises
+        ------
+        ValueError
+            As `compare` does.
+        """
+        values = _numbers(differences)
+        low, high = stats.mean_interval(values, self._count(family))
+        mean = float(values.mean()) if len(values) else np.nan
+        return {"mean": mean, "low": low, "high": high, "pairs": len(values)}
+
+    def holm(self, p_values: Mapping[Any, float], family: str = "main") -> dict[Any, float]:
+        """Holm's adjusted p-values, by the tests' names, of a whole family: see `stats.holm`. Each counts.
+
+        Raises
+        ------
+        ValueError
+            If these are not all the comparisons that were announced for the family, and the first: fewer tests would
+            be corrected too little.
+        """
+        announced, made = self.families.get(family, 0), self.made.get(family, 0)
+        if not p_values or made or len(p_values) != announced:
+            raise ValueError(f"{family}: {announced} comparisons were announced, and these are {made + len(p_values)}")
+        self.made[family] = announced
+        return dict(zip(p_values, stats.holm(list(p_values.values())), strict=True))
+
     def fewest(self, family: str = "main") -> int:
         """The fewest pairs of which an interval can lie above one half."""
         comparisons = self.families[family]
         return next(n for n in count(1) if stats.paired(np.ones(n), np.zeros(n), comparisons)["low"] > 0.5)
+
+    def _count(self, family: str) -> int:
+        """Count one more comparison of a family; how many were announced.
+
+        Raises
+        ------
+        ValueError
+            If that is a surplus.
+        """
+        announced = self.families.get(family, 0)
+        if self.made.get(family, 0) >= announced:
+            raise ValueError(f"{family}: {announced} comparisons were announced, and this is one more")
+        self.made[family] += 1
+        return announced
 
     def claim(
         self,

@@ -20,10 +20,11 @@ Every arm's penalty has one shape, (w.y - U) * A(|y|^2) + B(|y|^2):
 The last one is a leader that knows what k RM steps at a fixed action do to the RM's error (weight decay left out).
 
 Not in the paper: several policy steps in an iteration, and labels around the action, y + label_spread * z with standard
-normal z in place of y alone; the RM then takes one step on the mean gradient of `labels` of them.
+normal z in place of y alone; the RM then takes one step on the mean gradient of `labels` of them; and a leader that
+reads the latest labels in place of an arm's gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Literal, get_args
 
@@ -35,6 +36,9 @@ from fpo.parameters import Distinct, Seeds, Signal, arm_list, real, seed_list, s
 
 Arm = Literal["standard", "relaxed", "practical", "foresight"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
+# A policy step: the next actions from y, w (arms, seeds, d), labeled actions (arms, seeds, n, d) and their labels
+# (arms, seeds, n).
+Leader = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 class Config(games.Settings):
@@ -148,21 +152,36 @@ def gradient(y: np.ndarray, w: np.ndarray, config: Config) -> np.ndarray:
     return (after - before) / h
 
 
-def learn(w: np.ndarray, y: np.ndarray, u: np.ndarray, config: Config, streams: Sequence[Any]) -> np.ndarray:
-    """The RM after one step on the labels of an iteration: w, y (arms, seeds, d), u = U(y) (arms, seeds).
+def labeled(y: np.ndarray, u: np.ndarray, config: Config, streams: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """An iteration's labeled actions (arms, seeds, labels, d) and their labels, for y (arms, seeds, d) and u = U(y).
 
-    `streams` holds a `numpy.random.Generator` a seed for the labels around the action, which all arms share.
+    `streams` holds a random generator a seed for the labels around the action, which all arms share.
     """
+    if not config.label_spread:
+        return y[..., None, :], u[..., None]
+    z = np.stack([stream.normal(size=(config.labels, config.dimensions)) for stream in streams])
+    at = y[..., None, :] + config.label_spread * z
+    return at, config.landscape()(at)
+
+
+def learn(w: np.ndarray, at: np.ndarray, labels: np.ndarray, config: Config) -> np.ndarray:
+    """The RM (..., d) after one step on an iteration's labels (..., n) of actions `at` (..., n, d): see `labeled`."""
     remembered = (1 - config.rm_decay) * w
     if not config.label_spread:
-        return remembered + 2 * config.rm_lr * (u - np.sum(w * y, axis=-1))[..., None] * y
-    z = np.stack([stream.normal(size=(config.labels, config.dimensions)) for stream in streams])
-    at = y[:, :, None] + config.label_spread * z  # (arms, seeds, labels, d)
-    error = config.landscape()(at) - np.einsum("asld,asd->asl", at, w)
-    return remembered + 2 * config.rm_lr * np.einsum("asl,asld->asd", error, at) / config.labels
+        y = at[..., 0, :]
+        return remembered + 2 * config.rm_lr * (labels - np.sum(w * y, axis=-1, keepdims=True)) * y
+    error = labels - np.einsum("...ld,...d->...l", at, w)
+    return remembered + 2 * config.rm_lr * np.einsum("...l,...ld->...d", error, at) / config.labels
 
 
-def simulate(config: Config, keep: Sequence[int] = (), start: Any = None) -> Result:
+def simulate(
+    config: Config,
+    keep: Sequence[int] = (),
+    start: Any = None,
+    leader: Leader | None = None,
+    window: int = 50,
+    streams: Sequence[Any] | None = None,
+) -> Result:
     """Play the game for every arm and seed of `config` at once, from the same initial reward models (paired arms).
 
     Parameters
@@ -173,6 +192,13 @@ def simulate(config: Config, keep: Sequence[int] = (), start: Any = None) -> Res
         When to keep y and w; `range(steps + 1)` keeps the whole path (8 bytes a number).
     start : array, optional
         The first action, (d,), (seeds, d) or (arms, seeds, d); by default 0.
+    leader : callable, optional
+        A `Leader`, which takes the place of each policy step once there are labels. Before, and by default, a step
+        follows `gradient`.
+    window : int, at least 1
+        How many labels it sees: the latest.
+    streams : sequence of random generators, optional
+        One a seed, for the labels around the action; by default `numpy.random.default_rng([seed, 1])`.
 
     Returns
     -------
@@ -182,12 +208,16 @@ def simulate(config: Config, keep: Sequence[int] = (), start: Any = None) -> Res
     Raises
     ------
     ValueError
-        For an iteration outside the game, or a start of another shape.
+        For an iteration outside the game, a start of another shape, or a window without a label.
     """
+    if window < 1:
+        raise ValueError(f"window = {window}: must be at least 1")
     keep, began = games.iterations_kept(keep, config.steps), monotonic()
     shape = (len(config.arms), len(config.seeds), config.dimensions)
     y, w = games.first_actions(start, *shape), np.broadcast_to(initial_weights(config), shape).copy()
-    utility, streams = config.landscape(), [np.random.default_rng([seed, 1]) for seed in config.seeds]
+    utility = config.landscape()
+    streams = [np.random.default_rng([seed, 1]) for seed in config.seeds] if streams is None else streams
+    seen, told = np.empty((*shape[:2], 0, shape[2])), np.empty((*shape[:2], 0))
     diverged_at = np.full(shape[:2], -1)
     record = np.full((4, config.steps + 1, *shape[:2]), np.nan)
     actions, reward_models = np.full((2, len(keep), *shape), np.nan)
@@ -196,16 +226,23 @@ def simulate(config: Config, keep: Sequence[int] = (), start: Any = None) -> Res
         for t in range(config.steps + 1):
             u = utility(y)
             if t:
-                w = learn(w, y, u, config, streams)
+                at, labels = labeled(y, u, config, streams)
+                w = learn(w, at, labels, config)
+                if leader is not None:
+                    seen = np.concatenate([seen, at], axis=2)[:, :, -window:]
+                    told = np.concatenate([told, labels], axis=2)[:, :, -window:]
             games.mark_lost(np.maximum(np.abs(y).max(axis=-1), np.abs(w).max(axis=-1)), diverged_at, t)
             alive = diverged_at < 0
-            y[~alive] = w[~alive] = 0.0
+            y[~alive] = w[~alive] = seen[~alive] = told[~alive] = 0.0
             signal, noise = y[..., : config.signal_dimensions], y[..., config.signal_dimensions :]
             now = [u, np.sum(w * y, axis=-1), np.linalg.norm(signal, axis=-1), np.linalg.norm(noise, axis=-1)]
             record[:, t] = np.where(alive, np.stack(now), np.nan)
             if t in keep:
                 actions[keep.index(t)], reward_models[keep.index(t)] = np.where(alive[..., None], [y, w], np.nan)
             for _ in range(config.inner_steps if t < config.steps else 0):
-                y = y + config.policy_lr * gradient(y, w, config)
+                if leader is None or not t:
+                    y = y + config.policy_lr * gradient(y, w, config)
+                else:
+                    y = leader(y, w, seen, told)
     u, r, signal, noise = record
     return Result(config, u, r, signal, noise, diverged_at, keep, actions, reward_models, monotonic() - began)

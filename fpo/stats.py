@@ -47,10 +47,33 @@ def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[
 
 
 def most(row: Mapping[str, Any], wins: bool = True) -> bool | None:
-    """Whether most pairs of a `paired` comparison are wins (or are not): None where its interval leaves that open."""
+    """Whether most pairs of a `paired` comparison are wins (or are not): None where its interval leaves that open.
+
+    In a row that has both ends (`losses_low`, see `claims.Ledger.compare`) most are not wins only where the other side
+    wins most: ties speak for neither.
+    """
     if row["low"] > 0.5:
         return wins
-    return not wins if row["high"] < 0.5 else None
+    lost = row["losses_low"] > 0.5 if "losses_low" in row else row["high"] < 0.5
+    return not wins if lost else None
+
+
+def mean_interval(values: np.ndarray, comparisons: int = 1) -> tuple[float, float]:
+    """Student's interval of a mean: mean -+ t s / sqrt(n), with the standard deviation s of divisor n - 1.
+
+    Parameters
+    ----------
+    values : array (n,)
+        Finite numbers, such as paired differences. Fewer than two say nothing: -inf to inf.
+    comparisons : int
+        How many share the error rate of 5 %: the level is 1 - 0.05 / comparisons (Bonferroni), t its two-sided quantile
+        with n - 1 degrees of freedom.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return -np.inf, np.inf
+    half = scipy_stats.t.ppf(1 - 0.05 / comparisons / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def spread(values: np.ndarray) -> dict[str, Any]:
@@ -156,6 +179,21 @@ def bradley_terry(pairs: Mapping[tuple[str, str], tuple[int, int, int]], level: 
         low, high = (float(bound) for bound in bounds[place])
         rows[name] = {"strength": float(fit.params[place]), "low": low, "high": high, "p": float(fit.pvalues[place])}
     return {"strengths": rows, "tie": float(np.exp(fit.params[len(names) - 1]))}
+
+
+def turning(shares: np.ndarray, places: Sequence[float]) -> float:
+    """Where shares over rising positive places first go under one half, by interpolation in the places' logarithm.
+
+    From a, the last place with a share p of at least one half, to b, the next, with share q, it is
+    a (b / a)^((p - 1/2) / (p - q)).
+    NaN where no share is under one half, or the first one is.
+    """
+    under = np.asarray(shares) < 0.5
+    if not under.any() or under[0]:
+        return np.nan
+    k = int(under.argmax())
+    part = (shares[k - 1] - 0.5) / (shares[k - 1] - shares[k])
+    return places[k - 1] * (places[k] / places[k - 1]) ** part
 
 
 def bootstrap(

@@ -190,7 +190,7 @@ def sweep(
                 i, error = futures[future], future.exception()
                 if error is None:
                     rows[i] = future.result()
-                    files.save_json(paths[i], {"cell": cells[i], "row": rows[i]})
+                    files.save_json(paths[i], _with_checksum({"cell": cells[i], "row": rows[i]}))
                 else:
                     # papermill's message is a whole traceback; what the notebook raised stands apart.
                     name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
@@ -224,11 +224,23 @@ def _checked(
     return names, [f"{brief(cell)}: {fault}" for cell, fault in zip(cells, faults, strict=True) if fault]
 
 
+def _with_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    # Of what a reader will find: JSON knows neither tuples nor names that are numbers.
+    read_back = json.loads(json.dumps(content))
+    return content | {"sha256": hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()}
+
+
 def _kept(path: Path) -> dict[str, Any]:
+    refusal = f"{path} is damaged: remove it, and its cell is played again"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["row"]
+        content = json.loads(path.read_bytes().decode())
+        written = {name: content[name] for name in ("cell", "row")}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: remove it, and its cell is played again") from error
+        raise ValueError(refusal) from error
+    # Rows of an earlier version have no checksum.
+    if content not in (written, _with_checksum(written)):
+        raise ValueError(refusal)
+    return content["row"]
 
 
 def _row(play: Callable[..., Mapping[str, Any]], cell: Cell) -> dict[str, Any]:

@@ -53,16 +53,16 @@ def adam_step(
     moments: Moments,
     y: torch.Tensor,
     labels: torch.Tensor,
-    weights: torch.Tensor,
+    sample_weights: torch.Tensor,
     lr: float,
     decay: float,
 ) -> tuple[Layers, Moments]:
     """One Adam step on sum_j w_j (r(y_j) - labels_j)^2, `decay` added to the gradient, as a function of its inputs.
 
-    Shapes: y (R, n, d), labels and weights (R, n). Nothing is changed in place, so the step can be differentiated.
+    Shapes: y (R, n, d), labels and sample_weights (R, n). Nothing is changed in place: the step can be differentiated.
     """
     r, factors = mlp.factors(layers, y)
-    pull = (2 * weights * (r - labels))[..., None]
+    pull = (2 * sample_weights * (r - labels))[..., None]
     slopes = [part for d, a in factors for part in ((pull * d).mT @ a, (pull * d).sum(-2))]
     parts = [part for layer in layers for part in layer]
     phi, now, (b1, b2) = _flat(parts), moments.steps + 1, BETAS
@@ -80,14 +80,14 @@ def goal(
     moments: Moments,
     y: torch.Tensor,
     labels: torch.Tensor,
-    weights: torch.Tensor,
+    sample_weights: torch.Tensor,
     horizon: int,
     **adam: float,
 ) -> torch.Tensor:
     """F_k(w): the mean reward under the RM as it will be in `horizon` steps, (R,); `adam` holds lr and decay."""
     for _ in range(horizon):
-        layers, moments = adam_step(layers, moments, y, labels, weights, **adam)
-    return (weights * mlp.reward(layers, y)).sum(-1)
+        layers, moments = adam_step(layers, moments, y, labels, sample_weights, **adam)
+    return (sample_weights * mlp.reward(layers, y)).sum(-1)
 
 
 def effective_rewards(
@@ -110,15 +110,15 @@ def effective_rewards(
         return labels
     count = y.shape[1]
     if horizon == "exact":
-        weights = torch.full((count,), 1 / count, dtype=y.dtype)
-        hessian = mlp.gauss_newton(layers, y, weights, adam["decay"])
+        sample_weights = torch.full((count,), 1 / count, dtype=y.dtype)
+        hessian = mlp.gauss_newton(layers, y, sample_weights, adam["decay"])
         r, factors = mlp.factors(layers, y)
         a = _inverse_times_mean(factors, hessian)
         return r - 2 * (r - labels) * a
     with torch.enable_grad():
-        weights = torch.full_like(labels, 1 / count).requires_grad_()
-        total = goal(layers, moments, y, labels, weights, horizon, **adam).sum()
-        return torch.autograd.grad(total, weights)[0]
+        sample_weights = torch.full_like(labels, 1 / count).requires_grad_()
+        total = goal(layers, moments, y, labels, sample_weights, horizon, **adam).sum()
+        return torch.autograd.grad(total, sample_weights)[0]
 
 
 def _inverse_times_mean(factors: mlp.Factors, hessian: mlp.GaussNewton) -> torch.Tensor:
@@ -139,7 +139,7 @@ def simulate(
     Parameters
     ----------
     config : Config
-        Of the neural game; its arms, weights and `inner_steps` are not read. Labels are forgotten after an iteration.
+        Of the neural game; arms, penalties and `inner_steps` are not read. Labels are forgotten after an iteration.
     horizon : int, "exact" or "utility"
         What the leader climbs: see the module.
     permuted : bool
@@ -188,7 +188,7 @@ def _play(config: Config, horizon: Horizon, permuted: bool, rm_steps: int, itera
         uphill = (v[..., None] * eps).mean(1) / sigma
         theta = theta + lr * uphill.clamp(-config.clip, config.clip)
         record[t] = U(theta)
-        weights = torch.full_like(labels, 1 / labels.shape[1])
+        sample_weights = torch.full_like(labels, 1 / labels.shape[1])
         for _ in range(rm_steps):
-            layers, moments = adam_step(layers, moments, y, labels, weights, **adam)
+            layers, moments = adam_step(layers, moments, y, labels, sample_weights, **adam)
     return record

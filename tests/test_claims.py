@@ -85,6 +85,7 @@ def test_evidence_says_what_the_interval_says(row):
     assert lost is (None if held.holds is None else not held.holds)
     for mark in (0.2, 0.5, 0.9):
         holds = claims.beyond(row, mark).holds
+        assert claims.beyond(row, mark, above=False).holds is (None if holds is None else not holds)
         assert holds in (None, share > mark) and (holds is None) == (row["low"] <= mark <= row["high"])
 
 
@@ -122,6 +123,50 @@ def test_a_ledger_gives_each_comparison_of_a_family_its_share_of_the_error():
     hits = [True] * 9 + [False] * 3
     assert ledger.share(hits) == stats.paired(np.array(hits, float), np.full(12, 0.5), 3)
     assert ledger.compare((x for x in first), second.tolist()) == stats.paired(first, second, 3)
+
+
+@given(st.lists(st.integers(-1, 1), min_size=1, max_size=30))
+def test_a_comparison_has_two_ends_and_a_tie_is_a_win_of_neither(signs):
+    first, second = np.array(signs, float), np.zeros(len(signs))
+    ledger = Ledger("game", main=4)
+    row, plain = ledger.compare(first, second, ends=True), ledger.compare(first, second)
+    other = ledger.compare(second, first, ends=True)
+    assert plain == {name: value for name, value in row.items() if not name.startswith("losses")}
+    assert (row["losses"], row["losses_low"], row["losses_high"]) == (other["wins"], other["low"], other["high"])
+    assert row["wins"] + row["ties"] + row["losses"] == len(signs)
+    found = claims.most(row, "{wins} to {losses}")
+    assert found.found == f"{row['wins']} to {row['losses']}"
+    turned = claims.most(other).holds
+    assert found.holds is (None if turned is None else not turned)
+    assert found.holds in (None, 2 * row["wins"] > len(signs))
+    # Without ties the two ends are one; with them it is not enough that the first's wins are few.
+    one_end = claims.most(plain).holds
+    assert found.holds is one_end or (row["ties"] and one_end is False and found.holds is None)
+
+
+def test_a_ledger_counts_means_and_corrects_p_values_as_a_whole_family():
+    ledger = Ledger("game", main=3, tests=2, other=2)
+    gains = np.array([0.5, 1.0, 2.5])
+    low, high = stats.mean_interval(gains, 3)
+    assert ledger.mean(gains.tolist()) == {"mean": gains.mean(), "low": low, "high": high, "pairs": 3}
+    nobody = ledger.mean([])
+    assert (nobody["low"], nobody["high"], nobody["pairs"]) == (-np.inf, np.inf, 0) and np.isnan(nobody["mean"])
+    ledger.mean(gains)
+    with pytest.raises(ValueError, match="main: 3 comparisons were announced, and this is one more"):
+        ledger.mean(gains)
+    for wrong in ({"a": 0.01}, dict.fromkeys("abc", 0.01), {}):
+        with pytest.raises(ValueError, match=f"tests: 2 comparisons were announced, and these are {len(wrong)}"):
+            ledger.holm(wrong, "tests")
+    with pytest.raises(ValueError, match="tests: 0 of 2; other: 0 of 2 comparisons were made"):
+        ledger.close()
+    assert ledger.holm({"a": 0.04, "b": 0.01}, "tests") == {"a": 0.04, "b": 0.02}
+    with pytest.raises(ValueError, match="tests: 2 comparisons were announced, and these are 4"):
+        ledger.holm({"a": 0.04, "b": 0.01}, "tests")
+    with pytest.raises(ValueError, match="tests: 2 comparisons were announced, and this is one more"):
+        ledger.mean(gains, "tests")
+    ledger.mean(gains, "other")
+    with pytest.raises(ValueError, match="other: 2 comparisons were announced, and these are 3"):
+        ledger.holm({"a": 0.04, "b": 0.01}, "other")
 
 
 def test_a_ledger_refuses_a_surplus_and_a_lack():

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 from tools import pages
+from tools.explorers import tab_to
 from tools.sphinx_book import CLAIM, RESULTS, Book
 
 import fpo_verdicts  # isort: skip  # beside the other extensions, which the lines above have put on the path
@@ -348,16 +349,10 @@ def opened(address, browser):
         assert tab.told == []
 
 
-def tab_to(tab, name):
-    """Press the tabulator until the link with this name has the focus."""
-    for _ in range(400):
-        tab.keyboard.press("Tab")
-        if (
-            tab.evaluate("document.activeElement.closest('.claims-filters') && document.activeElement.innerText.trim()")
-            == name
-        ):
-            return
-    raise AssertionError(f"no way to {name!r} by keyboard")
+def tab_to_filter(tab, name):
+    """Press the tabulator until the filter with this text has the focus."""
+    within = "document.activeElement.closest('.claims-filters') && document.activeElement.innerText.trim()"
+    tab_to(tab, name, 400, within)
 
 
 def test_the_keyboard_alone_filters_and_the_address_keeps_it(opened):
@@ -365,14 +360,14 @@ def test_the_keyboard_alone_filters_and_the_address_keeps_it(opened):
     everything = expected()
     assert shown(tab) == everything and tab.locator(".claims-status").inner_text() == f"{len(everything)} claims"
     count = len(expected(verdict="partly"))
-    tab_to(tab, f"partly {count}")
+    tab_to_filter(tab, f"partly {count}")
     tab.keyboard.press("Enter")
     assert shown(tab) == expected(verdict="partly") and tab.url.endswith("claims.html?verdict=partly")
     assert tab.locator(".claims-status").inner_text() == f"{count} of {len(everything)} claims"
     assert tab.locator(".claims-status").get_attribute("role") == "status"
     assert tab.evaluate("document.activeElement.getAttribute('aria-current')") == "true"
     both = expected(verdict="partly", chapter="neural")
-    tab_to(tab, f"The neural game {len(both)}")
+    tab_to_filter(tab, f"The neural game {len(both)}")
     tab.keyboard.press("Enter")
     assert shown(tab) == both and 0 < len(both) < count
     address = tab.url
@@ -392,7 +387,7 @@ def test_a_filter_that_the_keyboard_does_not_reach_is_seen(opened, fault):
     link = tab.locator(".claims-filters a", has_text="partly")
     link.evaluate(f"link => {{ {fault}; }}")
     with pytest.raises(AssertionError, match=f"no way to {name!r}"):
-        tab_to(tab, name)
+        tab_to_filter(tab, name)
 
 
 def test_every_filter_leaves_what_its_name_says(opened):

@@ -128,6 +128,9 @@ def test_the_second_round_judges_where_the_first_could_not(verdicts):
     told = content["results"]["again_round"]
     assert (told["runs"], told["falls"], told["holds"]) == (120, 60, 60) and 30 < told["needed"] < 60
     assert told["rates"]["steering"]["level"] == 30 and told["rates"]["gap"]["warned"]["wins"] == 60
+    assert {arm: row["falls"] for arm, row in told["by_arm"].items()} == {"standard": 40, "relaxed": 20, "practical": 0}
+    warned = [row["warned"] for row in told["by_arm"].values()]
+    assert sum(warned) == told["drift"]["wins"] == told["spoken"] and told["share"] == 0.5 and told["precision"] == 1
 
 
 def test_a_drift_that_alarms_as_often_in_runs_that_hold_tells_nothing_apart(verdicts):

@@ -167,6 +167,47 @@ def test_practical_is_standard_with_a_raised_action_cost(gamma, action_cost, see
     assert_close(practical.actions[:, 0], standard.actions[:, 0], 1e-10)
 
 
+@pytest.mark.parametrize("spread, labels, window", [(0.0, 1, 50), (0.0, 1, 3), (0.1, 5, 50), (0.4, 2, 7)])
+def test_a_leader_that_reads_the_latest_labels_plays_the_plain_loop(spread, labels, window):
+    config = Config(
+        seeds=[3, 11, 4], arms=["standard"], steps=60, dimensions=6, label_spread=spread, labels=labels
+    )  # fmt: skip
+
+    def step(y, w, x, u):
+        """Climb the RM, corrected by a ridge fit to its errors on the labels that are seen."""
+        error = u - np.einsum("...nd,...d->...n", x, w)
+        square = np.swapaxes(x, -1, -2) @ x + 0.1 * np.eye(6)
+        fit = np.linalg.solve(square, (x * error[..., None]).sum(-2)[..., None])[..., 0]
+        return y + config.policy_lr * (w + fit - 2 * config.action_cost * y)
+
+    def streams():
+        return [np.random.RandomState([seed, 1]) for seed in config.seeds]
+
+    found = linear.simulate(config, leader=step, window=window, streams=streams()).utility[:, 0]
+    wanted = slow.linear.follow(step, config, streams(), window)
+    np.testing.assert_allclose(found, wanted, atol=1e-12, rtol=0)
+    # And the labels' window and noise tell, so that nothing was compared with a game that has neither.
+    assert not np.allclose(found, slow.linear.follow(step, config, streams(), 2), atol=1e-6)
+    own = linear.simulate(config, leader=step, window=window).utility[:, 0]
+    assert np.allclose(own, found, atol=1e-6) == (spread == 0)
+
+
+def test_a_leader_of_all_arms_may_lose_one_and_a_window_holds_a_label():
+    config = Config(seeds=[0, 1], steps=20, arms=["standard", "practical"])
+
+    def leap(y, w, x, u):
+        """The first arm's second seed leaves every bound, the others move on; pinv refuses what is not finite."""
+        away = np.linalg.pinv(x) @ u[..., None]
+        factor = np.array([[1.0, 1e200], [1.0, 1.0]])[..., None]
+        return y * factor + 0.01 * away[..., 0]
+
+    lost = linear.simulate(config, leader=leap)
+    assert (lost.diverged_at[0, 1] > 0) and (lost.diverged_at >= 0).sum() == 1
+    assert np.isnan(lost.utility[-1, 0, 1]) and np.isfinite(lost.utility[:, 1]).all()
+    with pytest.raises(ValueError, match="window = 0"):
+        linear.simulate(config, leader=leap, window=0)
+
+
 @given(seed=st.integers(0, 1000), gamma=st.floats(0, 0.5), k=st.integers(0, 40))
 @settings(max_examples=25)
 def test_without_the_oracles_gradient_no_arm_leaves_the_ray_of_its_first_reward_model(seed, gamma, k):

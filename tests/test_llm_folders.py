@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from tools import llm as llm_tools
 from tools.llm import play
 
+import fpo
+from fpo import files
 from fpo.llm import FolderError, ModelError, TrainingError, runs, settings, train, workbench
+from fpo.llm.__main__ import main
 from fpo.llm.team import Team
 from fpo.parameters import ParameterError
 
@@ -122,6 +126,77 @@ def test_a_missing_file(short, tmp_path, name):
     else:
         with pytest.raises(FolderError, match="trace.jsonl is not as the run left it"):
             play(made, folder)
+
+
+# Other code
+
+
+def as_before_code_stood_in_it(folder):
+    path = folder / "settings.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    assert len(saved.pop("code")) == 16
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    for name in ("checkpoint.pt", "references.pt"):
+        files.save(folder / name, files.load(folder / name) | {"run": saved})
+
+
+@pytest.mark.parametrize("settings_are_there", [True, False])
+@pytest.mark.parametrize("case", ["of other code", "of a version that kept no code"])
+def test_a_run_of_other_code_is_not_gone_on_from(short, tmp_path, monkeypatch, case, settings_are_there):
+    """One message says what to do; the folder stays as it was, and with its own code goes on."""
+    made, whole = short
+    folder = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("lock"))
+    if case == "of a version that kept no code":
+        as_before_code_stood_in_it(folder)
+    if not settings_are_there:
+        (folder / "settings.json").unlink()
+    before = contents(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(workbench, "Policy", None)  # no model is loaded
+        if case == "of other code":
+            patch.setattr(runs, "code", lambda: "0123456789abcdef")
+        for begin in (lambda: train(made.settings, folder), lambda: play(made, folder)):
+            with pytest.raises(FolderError) as caught:
+                begin()
+            told = str(caught.value)
+            assert f"{folder} holds a run of other code" in told and "choose another folder" in told
+            assert "settings" not in told and "remove" not in told and "\n" not in told
+            assert contents(folder) == before
+    if case == "of other code":
+        assert len(play(made, folder)) == 10
+
+
+def test_the_command_tells_of_other_code_in_one_line(short, tmp_path, monkeypatch, capsys):
+    made, whole = short
+    folder = shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("lock"))
+    monkeypatch.setattr(runs, "code", lambda: "0123456789abcdef")
+    given = [f"{name}={json.dumps(value)}" for name, value in made.settings.model_dump(mode="json").items()]
+    assert main([str(folder), *(part for each in given for part in ("--set", each))]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"{folder} holds a run of other code") and told.count("\n") == 1
+
+
+EXECUTED = {
+    **dict.fromkeys(("llm/loop.py", "llm/decoding.py", "llm/candidates.py", "llm/models.py", "llm/reading.py"), True),
+    **dict.fromkeys(("llm/oracles.py", "llm/head.py", "rules.py", "steering.py"), True),
+    # What plays no run, and what only says.
+    **dict.fromkeys(
+        ("llm/study.py", "llm/plan.py", "llm/__main__.py", "llm/together.py", "stats.py", "claims.py"), False
+    ),
+}
+
+
+@pytest.mark.parametrize("file", EXECUTED)
+def test_a_runs_code_is_all_that_it_executes_and_nothing_else(monkeypatch, file):
+    changed, real = Path(fpo.__file__).parent / file, Path.read_bytes
+
+    def code(more):
+        monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + more * (path == changed))
+        return runs.code.__wrapped__()
+
+    assert changed.exists() and code(b"") == runs.code()
+    assert code(b"\n# Said.\n") == runs.code()
+    assert (code(b"\nMORE = 1\n") != runs.code()) == EXECUTED[file]
 
 
 # A refusal leaves nothing

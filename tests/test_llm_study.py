@@ -9,7 +9,7 @@ import torch
 import yaml
 from peft import PeftModel
 
-from fpo.llm import Policy, Workbench, settings, study, train
+from fpo.llm import Policy, Workbench, panels, settings, study, train
 from fpo.llm.plan import Plan
 from fpo.llm.study import main, play_again
 from fpo.parameters import ParameterError
@@ -40,8 +40,8 @@ def content(tiny):
 @pytest.fixture(scope="module")
 def short(monkeypatch_module):
     """Panels of three prompts."""
-    original = study.load_prompts
-    monkeypatch_module.setattr(study, "load_prompts", lambda source, count: original(source, 3))
+    original = panels.load_prompts
+    monkeypatch_module.setattr(panels, "load_prompts", lambda source, count: original(source, 3))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,34 @@ def test_seeds_differ_and_arms_of_a_seed_start_alike(played):
     first = {name: read(plan, f"planted-{name}")["watched"][0] for name in ("standard-1", "standard-2", "relaxed-1")}
     assert first["standard-1"] == first["relaxed-1"] != first["standard-2"]
     assert first["standard-1"]["heldout"]["texts"] != first["standard-2"]["heldout"]["texts"]
+
+
+def test_a_group_that_other_code_began_begins_afresh_and_says_so(content, played, tmp_path, monkeypatch, capsys):
+    plan = Plan(content, tmp_path / "runs")
+    plan.out.mkdir()
+    jobs = plan.groups(plan.missing())[0]
+    name = f"{jobs[0].name}+{len(jobs) - 1}"
+    left = [tmp_path / f"{name}.pt", tmp_path / f"{name}-0123456789abcdef.pt"]  # the first, before code was in a name
+    found = []
+    for other in (None, *left):
+        for path in left:
+            path.unlink(missing_ok=True)
+        if other:
+            other.write_bytes(b"neither read nor removed")
+        study.play(plan, jobs, tmp_path)
+        told = capsys.readouterr().out
+        assert told == (f"{other} was written by other code: its runs begin afresh\n" if other else "")
+        assert other is None or other.read_bytes() == b"neither read nor removed"
+        found.append([read(plan, job.name)["winners"] for job in jobs])
+    assert found == [[read(played[0], job.name)["winners"] for job in jobs]] * 3
+    # What the first group kept for others is kept by its code as well: it is made again by another.
+    kept = set(tmp_path.glob("references-*.pt"))
+    asked, train_together = [], study.train_together
+    monkeypatch.setattr(study, "code", lambda module: asked.append(module) or "fedcba9876543210")
+    monkeypatch.setattr(study, "train_together", lambda *given: asked.append(given[4]) or train_together(*given))
+    study.play(plan, jobs, tmp_path)
+    assert asked == ["fpo.llm.panels", tmp_path / f"{name}-fedcba9876543210.pt"]
+    assert kept and len(set(tmp_path.glob("references-*.pt")) - kept) == len(kept)
 
 
 def test_the_command_plays_what_is_missing(content, played, tmp_path, capsys):

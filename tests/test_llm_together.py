@@ -8,6 +8,7 @@ from tools.llm import same
 
 from fpo import files
 from fpo.llm import Policy, Workbench, Writer, decoding, settings, train
+from fpo.llm import together as playing
 from fpo.llm.head import fit_head
 from fpo.llm.panels import Panel
 from fpo.llm.together import Group, train_together
@@ -119,6 +120,11 @@ def test_a_group_that_was_stopped_goes_on_to_the_same_numbers(bench, runs, toget
     assert all(same(again.adapters[name].detach(), value.detach()) for name, value in together.adapters.items())
     with pytest.raises(ValueError, match="of other runs"):
         train_together([each.replace(seed=1) for each in chosen], bench, checkpoint=file)
+    with pytest.raises(ValueError, match="of other runs"):
+        train_together(chosen[:1], bench, checkpoint=file)
+    monkeypatch.setattr(playing, "code", lambda module: "0123456789abcdef")
+    with pytest.raises(ValueError, match="of other code, which would not go on to the same numbers"):
+        train_together(chosen, bench, checkpoint=file)
 
 
 def test_the_policy_is_its_own_again_afterwards(bench, runs):

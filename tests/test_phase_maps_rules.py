@@ -94,7 +94,7 @@ def test_the_whole_game_has_the_rays_two_eigenvalues_and_a_neutral_one_in_every_
     def iterate(state):
         y, w = state[None, None, :d], state[None, None, d:]
         y = y + game.policy_lr * linear.gradient(y, w, game)
-        return np.concatenate([y[0, 0], linear.learn(w, y, game.landscape()(y), game, [])[0, 0]])
+        return np.concatenate([y[0, 0], linear.learn(w, y[..., None, :], game.landscape()(y)[..., None], game)[0, 0]])
 
     start = np.concatenate([rho * ray, 2 * C * rho * ray])
     np.testing.assert_allclose(iterate(start), start, rtol=1e-9, atol=1e-12)

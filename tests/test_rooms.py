@@ -61,11 +61,11 @@ TABLE = {
     "fpo.llm.together": {
         "files", "parameters", "rules", *llm("candidates decoding head loop runs settings workbench")
     },
-    "fpo.llm.panels": llm("candidates decoding prompts together workbench"),
+    "fpo.llm.panels": llm("candidates decoding loop oracles prompts together workbench"),
     "fpo.llm.plan": {"parameters", "results", *llm("settings")},
     "fpo.llm.study": {
         "files", "parameters", "results", "rules",
-        *llm("candidates loop oracles panels plan prompts settings together weights workbench")
+        *llm("candidates panels plan runs settings together weights workbench")
     },
     "fpo.llm": llm("candidates loop models prompts runs settings weights workbench"),
     "fpo.llm.__main__": {"llm", "llm.settings", "parameters"},

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, ttest_1samp
 
 from fpo import stats
 
@@ -54,6 +54,16 @@ def test_interval_of_the_median_difference_is_the_sign_tests(n, comparisons):
 def test_few_pairs_have_no_interval_of_the_median():
     found = stats.paired(np.arange(4.0), np.zeros(4))
     assert np.isnan(found["median_low"]) and np.isnan(found["median_high"])
+
+
+@pytest.mark.parametrize("n, comparisons", [(2, 1), (7, 1), (10, 9), (64, 40)])
+def test_the_interval_of_a_mean_holds_what_students_test_does_not_reject(n, comparisons):
+    values = np.random.default_rng(n).normal(0.3, 2.0, n)
+    low, high = stats.mean_interval(values, comparisons)
+    for mark in (low, high):
+        assert np.isclose(ttest_1samp(values, mark).pvalue, 0.05 / comparisons, rtol=1e-6)
+    assert ttest_1samp(values, (low + high) / 2).pvalue > 0.05 / comparisons
+    assert stats.mean_interval(values[:1]) == stats.mean_interval([]) == (-np.inf, np.inf)
 
 
 def test_most():
@@ -184,6 +194,35 @@ def test_two_arms_have_the_odds_of_their_wins_for_strength():
 def test_bradley_terry_names_what_has_no_estimate(counts, reason):
     with pytest.raises(ValueError, match=reason):
         stats.bradley_terry({("a", "b"): counts})
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(1.1, 10)), min_size=2, max_size=9),
+    st.floats(0.5, 1),
+    st.floats(0.1, 5),
+)
+def test_shares_turn_where_their_line_over_log_places_first_crosses_one_half(steps, first, begin):
+    """A dense look for the first crossing, then bisection of the broken line."""
+    shares, places = np.array([first, *(share for share, _ in steps)]), begin * np.cumprod([1, *(f for _, f in steps)])
+    found = stats.turning(shares, places.tolist())
+    if shares.min() >= 0.5:
+        assert np.isnan(found)
+        return
+
+    def line(at):
+        return np.interp(at, np.log(places), shares) - 0.5
+
+    k = next(i for i, share in enumerate(shares) if share < 0.5)
+    wanted = brentq(line, *np.log(places[[k - 1, k]])) if line(np.log(places[k - 1])) > 0 else np.log(places[k - 1])
+    assert np.isclose(np.log(found), wanted, atol=1e-6)
+    dense = np.linspace(np.log(places[0]), np.log(found) - 1e-6, 500)
+    assert (line(dense[dense >= np.log(places[0])]) > -1e-9).all()
+
+
+def test_shares_that_begin_under_one_half_or_stay_above_turn_nowhere():
+    assert np.isnan(stats.turning(np.array([0.4, 0.2]), [1, 2])) and np.isnan(stats.turning(np.array([0.9]), [1]))
+    assert stats.turning(np.array([0.75, 0.25]), [1, 4]) == 2.0
+    assert stats.turning(np.array([0.75, 0.25, 0.9, 0.1]), [1, 4, 5, 6]) == 2.0  # the first time
 
 
 def test_bootstrap_draws_questions_and_keeps_pairs_together():

@@ -149,6 +149,32 @@ def test_a_table_that_cannot_be_written_is_refused_and_so_is_a_damaged_cell(tmp_
     assert plays(seen, 1) == 0
 
 
+def test_a_kept_row_is_read_to_the_last_bit_or_refused(cluster, tmp_path, seen):
+    cells, folder = sweeps.grid(x=[1.5], folder=[seen]), tmp_path / "cells"
+    rows, _ = sweeps.sweep(square, cells, folder, scheduler=cluster)
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    noticed = 0
+    for at in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        try:
+            assert sweeps.sweep(square, cells, folder) == (rows, []), flipped
+        except ValueError as error:
+            assert f"{path} is damaged: remove it" in str(error)
+            noticed += 1
+    assert noticed == len(whole)
+    content = json.loads(whole)
+    for changed in ({"row": {"y": 9.0}}, {"cell": {**content["cell"], "x": 2.5}}, {"sha256": ""}, {"more": 1}):
+        path.write_text(json.dumps(content | changed))
+        with pytest.raises(ValueError, match="damaged"):
+            sweeps.sweep(square, cells, folder)
+    # A row of an earlier version, which wrote no checksum.
+    path.write_text(json.dumps({name: content[name] for name in ("cell", "row")}))
+    assert sweeps.sweep(square, cells, folder) == (rows, []) and plays(seen, 1.5) == 1
+
+
 CHAPTER = {
     "parameters": "# Parameters, with their defaults\na = 1.0  # any\nresults_path = ''  # where to",
     "validate": """\

@@ -17,11 +17,15 @@ fpo_claims.py beside this file shows claims as tables and squares.
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
 from docutils import nodes
 from markupsafe import escape
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
@@ -39,17 +43,17 @@ class Fault(Exception):
     """Something in a page or in a results file that the reader must not get to see as a number."""
 
 
-def read_results(env, notebook):
+def read_results(env: BuildEnvironment, notebook: str) -> dict[str, Any]:
     """The content of a notebook's results file; the page that asks for it is made to depend on it."""
     return _read_object(env, f"{RESULTS}/{notebook}.json", "results file")
 
 
-def read_run(env, name):
+def read_run(env: BuildEnvironment, name: str) -> dict[str, Any]:
     """A stored run, notebooks/runs/NAME.json; the page that asks for it is made to depend on it."""
     return _read_object(env, f"notebooks/runs/{name}.json", "stored run")
 
 
-def _read_object(env, file, what):
+def _read_object(env: BuildEnvironment, file: str, what: str) -> dict[str, Any]:
     path = Path(env.srcdir, file)
     env.note_dependency(str(path))
     try:
@@ -63,17 +67,17 @@ def _read_object(env, file, what):
     return content
 
 
-def _refuse_constant(name):
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def read_citation(env):
+def read_citation(env: BuildEnvironment) -> dict[str, Any] | None:
     """What CITATION.cff says, or nothing where there is none."""
     path = Path(env.srcdir, CITATION)
     return yaml.safe_load(path.read_text(encoding="utf8")) if path.is_file() else None
 
 
-def look_up(content, reference):
+def look_up(content: dict[str, Any], reference: str) -> Any:
     """The value that `[section:]dotted.path` names in the content of a results file."""
     section, colon, path = reference.rpartition(":")
     section = section if colon else "results"
@@ -96,13 +100,13 @@ def look_up(content, reference):
     return value
 
 
-def _what_is_there(value):
+def _what_is_there(value: Any) -> str:
     if isinstance(value, dict):
         return "only " + ", ".join(sorted(value))
     return f"only {len(value)} entries" if isinstance(value, list) else f"it is {value!r}"
 
 
-def show(value, spec):
+def show(value: Any, spec: str) -> str:
     """A value as the text of the page: formatted, with a true minus sign, or "not available" for null."""
     if value is None:
         return NOT_AVAILABLE
@@ -118,7 +122,7 @@ def show(value, spec):
 class ResultRole(SphinxRole):
     """{result}`notebook/path|format`: one value of a results file as text."""
 
-    def run(self):
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         address, _, spec = self.text.partition("|")
         notebook, slash, reference = address.strip().partition("/")
         try:
@@ -133,7 +137,7 @@ class ResultRole(SphinxRole):
         return [nodes.inline(text, text, classes=["result"])], []
 
 
-def prose(text):
+def prose(text: str) -> list[nodes.Node]:
     """Inline nodes of a text that may hold $math$, in which no macro may do more than typeset."""
     if active := ACTIVE.search(text):
         raise Fault(f"{text!r} holds {active[0]}, which a claim may not: it makes links or HTML")
@@ -142,10 +146,10 @@ def prose(text):
     return [nodes.math(part, part) if odd % 2 else nodes.Text(part) for odd, part in enumerate(parts) if part]
 
 
-def table(heads, rows, widths, classes):
+def table(heads: Sequence[str], rows: Iterable[Any], widths: Sequence[int], classes: list[str]) -> nodes.table:
     """A docutils table; a cell is a list of paragraphs."""
 
-    def row(cells):
+    def row(cells: Iterable[Any]) -> nodes.row:
         return nodes.row("", *(nodes.entry("", *cell) for cell in cells))
 
     group = nodes.tgroup(
@@ -158,14 +162,14 @@ def table(heads, rows, widths, classes):
     return nodes.table("", group, classes=classes)
 
 
-def paragraph(*children, classes=()):
+def paragraph(*children: nodes.Node, classes: Iterable[str] = ()) -> nodes.paragraph:
     return nodes.paragraph("", "", *children, classes=list(classes))
 
 
 class ResultsDirective(SphinxDirective):
     """A directive made from results files, whose faults are warnings at its place in the page."""
 
-    def run(self):
+    def run(self) -> list[nodes.Node]:
         try:
             return self.build(self.arguments[0].split() if self.arguments else [])
         except Fault as fault:
@@ -178,7 +182,7 @@ class EnvironmentTable(ResultsDirective):
 
     required_arguments = 1
 
-    def build(self, notebooks):
+    def build(self, notebooks: list[str]) -> list[nodes.Node]:
         (notebook,) = notebooks
         environment = read_results(self.env, notebook).get("environment")
         if not isinstance(environment, dict) or not environment:
@@ -189,18 +193,18 @@ class EnvironmentTable(ResultsDirective):
         cells = [[[paragraph(nodes.Text(text))] for text in row] for row in rows]
         return [table(("What", "Value"), cells, (30, 70), ["environment"])]
 
-    def text(self, value):
+    def text(self, value: Any) -> str:
         if isinstance(value, dict):
             return ", ".join(f"{name} {self.text(item)}" for name, item in value.items())
         return NOT_AVAILABLE if value is None else str(value)
 
 
-def escape_title(app, pagename, templatename, context, doctree):
+def escape_title(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """The theme prints the book's title as it is: hand it over as HTML, which templates that escape leave alone."""
     context["docstitle"] = escape(context["docstitle"])
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("html-page-context", escape_title)
     app.add_role("result", ResultRole())
     app.add_directive("environment-table", EnvironmentTable)

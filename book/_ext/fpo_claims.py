@@ -14,23 +14,29 @@ Claims that are `certain` (theorems and checks of code) are shown apart from the
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
 from fpo_book import RESULTS, Fault, ResultsDirective, logger, paragraph, prose, read_results, table
 from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.transforms import SphinxTransform
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 from fpo.claims import VERDICTS
 
-MARKS = dict(zip(VERDICTS, ("\N{CHECK MARK}", "~", "\N{MULTIPLICATION SIGN}", "+", "\N{MINUS SIGN}", "?"), strict=True))
+MARKS: dict[str, str] = dict(
+    zip(VERDICTS, ("\N{CHECK MARK}", "~", "\N{MULTIPLICATION SIGN}", "+", "\N{MINUS SIGN}", "?"), strict=True)
+)
 CERTAIN = "Certain: theorems and checks of code, which cannot come out otherwise"
 
 
-def read_claims(env, notebook):
+def read_claims(env: BuildEnvironment, notebook: str) -> list[dict[str, Any]]:
     """The claims of a notebook's results file, each with the notebook's name."""
     claims = read_results(env, notebook).get("claims")
     if not isinstance(claims, list):
@@ -43,7 +49,7 @@ def read_claims(env, notebook):
     return [claim | {"notebook": notebook} for claim in claims]
 
 
-def chapters(env):
+def chapters(env: BuildEnvironment) -> list[str]:
     """Names of the book's notebooks in reading order; the page that asks depends on the order too."""
     toc = Path(env.srcdir, env.config.external_toc_path)
     env.note_dependency(str(toc))
@@ -51,7 +57,7 @@ def chapters(env):
     return [page.stem for page in pages if page.parent.name == "notebooks"]
 
 
-def read_notebook(env, notebook):
+def read_notebook(env: BuildEnvironment, notebook: str) -> list[dict[str, Any]]:
     """The cells of a notebook; the page that asks for them is made to depend on it."""
     path = Path(env.srcdir, "notebooks", f"{notebook}.ipynb")
     env.note_dependency(str(path))
@@ -61,7 +67,7 @@ def read_notebook(env, notebook):
 
 
 @cache
-def _cells(path, _):
+def _cells(path: Path, _: int) -> list[dict[str, Any]]:
     """The cells of a file as it was at a time: with their outputs they take megabytes, and every card asks for them."""
     cells = json.loads(path.read_text(encoding="utf8"))["cells"]
     return [
@@ -70,7 +76,7 @@ def _cells(path, _):
     ]
 
 
-def title(env, notebook):
+def title(env: BuildEnvironment, notebook: str) -> str:
     """The title of a chapter."""
     texts = (cell["source"] for cell in read_notebook(env, notebook) if cell["cell_type"] == "markdown")
     found = next((match for text in texts if (match := re.search("^# (.+)$", text, re.MULTILINE))), None)
@@ -79,7 +85,7 @@ def title(env, notebook):
     return found[1]
 
 
-def reference(directive, label, text=None, kind="ref"):
+def reference(directive: Any, label: str, text: str | None = None, kind: str = "ref") -> nodes.Node:
     """A link to a label of the book, reading `text`, or as Sphinx names the place."""
     made = addnodes.pending_xref(
         "",
@@ -95,28 +101,28 @@ def reference(directive, label, text=None, kind="ref"):
     return made
 
 
-def anchor(claim):
+def anchor(claim: dict[str, Any]) -> str:
     return f"claim-{claim['id']}"
 
 
-def slug(verdict):
+def slug(verdict: str) -> str:
     """A verdict as a class and as a part of an address."""
     return verdict.replace(" ", "-")
 
 
-def verdict_classes(kind, verdict):
+def verdict_classes(kind: str, verdict: str) -> list[str]:
     return [kind, f"verdict-{slug(verdict)}"]
 
 
-def apart(claims):
+def apart(claims: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The empirical claims, and those that are certain."""
     return [claim for claim in claims if not claim.get("certain")], [claim for claim in claims if claim.get("certain")]
 
 
-def squares(claims, address):
+def squares(claims: Iterable[dict[str, Any]], address: Callable[[dict[str, Any]], str]) -> nodes.bullet_list:
     """A list of links to claims, each after the words that tell what it shows; `address` gives the id to go to."""
 
-    def square(claim):
+    def square(claim: dict[str, Any]) -> nodes.reference:
         statement = "".join(node.astext() for node in prose(claim["statement"]))
         told = f"{claim['verdict']}: {statement}"
         mark = nodes.inline(MARKS[claim["verdict"]], MARKS[claim["verdict"]], classes=["square-mark"])
@@ -134,7 +140,7 @@ class ClaimsTable(ResultsDirective):
     optional_arguments = 1
     final_argument_whitespace = True
 
-    def build(self, notebooks):
+    def build(self, notebooks: list[str]) -> list[nodes.Node]:
         found = [claim for notebook in notebooks or chapters(self.env) for claim in read_claims(self.env, notebook)]
         if not found:
             raise Fault("no claim to show")
@@ -146,7 +152,7 @@ class ClaimsTable(ResultsDirective):
             parts += [nodes.rubric(CERTAIN, CERTAIN), self.table(certain, shown, "certain")]
         return parts
 
-    def table(self, claims, shown, *classes):
+    def table(self, claims: list[dict[str, Any]], shown: int, *classes: str) -> nodes.table:
         heads, widths = ("Claim", "Verdict", "What we got", "Chapter"), (40, 14, 30, 16)
         rows = [self.row(claim)[:shown] for claim in claims]
         made = table(heads[:shown], rows, widths[:shown], ["claims", *classes])
@@ -154,7 +160,7 @@ class ClaimsTable(ResultsDirective):
             row["ids"] = [anchor(claim)]
         return made
 
-    def row(self, claim):
+    def row(self, claim: dict[str, Any]) -> tuple[list[nodes.Node], ...]:
         badge = nodes.inline(claim["verdict"], claim["verdict"], classes=verdict_classes("verdict", claim["verdict"]))
         return (
             [paragraph(*prose(claim["statement"])), paragraph(*prose(claim["source"]), classes=["claim-source"])],
@@ -171,7 +177,7 @@ class KeyFigure(nodes.Element):
     """The place of a figure on a card, before the figure itself has been read; `name` as in the cell's metadata."""
 
     @classmethod
-    def asked_for(cls, directive):
+    def asked_for(cls, directive: Any) -> Any:
         """The place of the figure that a directive's option names."""
         made = cls(name=directive.options["figure"])
         made.source, made.line = directive.get_source_info()
@@ -185,7 +191,7 @@ class Summary(ResultsDirective):
     has_content = True
     option_spec = {"figure": directives.unchanged_required}
 
-    def build(self, notebooks):
+    def build(self, notebooks: list[str]) -> list[nodes.Node]:
         (notebook,) = notebooks
         if "figure" not in self.options:
             raise Fault("the option figure is missing: the name of the chapter's key figure")
@@ -197,7 +203,7 @@ class Summary(ResultsDirective):
         card += [KeyFigure.asked_for(self), *self.squares(claims)]
         return [card]
 
-    def squares(self, claims):
+    def squares(self, claims: list[dict[str, Any]]) -> list[nodes.Node]:
         """Lists of links to the claims in the chapter's table, each after the words that tell what it shows."""
         parts = []
         for head, group in zip(("Verdicts", "Certain"), apart(claims), strict=True):
@@ -216,7 +222,7 @@ class CompleteCards(SphinxTransform):
 
     default_priority = 880
 
-    def apply(self):
+    def apply(self) -> None:
         ids = {each for node in self.document.findall(nodes.Element) for each in node.get("ids", ())}
         for place in list(self.document.findall(KeyFigure)):
             for square in place.parent.findall(nodes.reference):
@@ -225,18 +231,18 @@ class CompleteCards(SphinxTransform):
             name = nodes.fully_normalize_name(place["name"])
             figure = next((each for each in self.document.findall(nodes.figure) if name in each["names"]), None)
             image = figure.next_node(nodes.image) if figure else None
-            if image is None:
+            if figure is None or image is None:
                 self.warn(place, f"no figure of this page is named {name!r}")
                 place.parent.remove(place)
             else:
                 link = nodes.reference("", "", image.deepcopy(), refid=figure["ids"][0], internal=True)
                 place.replace_self(paragraph(link, classes=["key-figure"]))
 
-    def warn(self, node, text):
+    def warn(self, node: nodes.Node, text: str) -> None:
         logger.warning("summary: %s", text, location=node, type="fpo", subtype="summary")
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("claims-table", ClaimsTable)
     app.add_directive("summary", Summary)
     app.add_transform(CompleteCards)

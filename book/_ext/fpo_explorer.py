@@ -12,6 +12,7 @@ pages with an explorer. fpo_explorer_games.py and fpo_explorer_texts.py beside t
 """
 
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -21,6 +22,7 @@ from fpo_explorer_games import linear, neural
 from fpo_explorer_parts import dumps
 from fpo_explorer_texts import plane, step
 from markupsafe import Markup
+from sphinx.application import Sphinx
 
 # Name -> what it makes of the committed results: a title, the form as HTML, what the script reads, and other scripts by
 # name that it fetches on demand; or nothing, where there is nothing to show yet.
@@ -38,7 +40,7 @@ class Explorer(ResultsDirective):
     has_content = True
     option_spec = {"figure": directives.unchanged_required}
 
-    def build(self, names):
+    def build(self, names: list[str]) -> list[nodes.Node]:
         (name,) = names
         if name not in EXPLORERS:
             raise Fault(f"there is no explorer {name!r}, only {', '.join(EXPLORERS)}")
@@ -58,11 +60,11 @@ class Explorer(ResultsDirective):
         end = f'<form autocomplete="off">{form}</form><script type="application/json">{dumps(data)}</script></div>'
         return [start, still, self.raw(end)]
 
-    def raw(self, text):
+    def raw(self, text: Any) -> nodes.raw:
         return nodes.raw("", str(text), format="html")
 
 
-def load_scripts(app, pagename, templatename, context, doctree):
+def load_scripts(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """The scripts of a page's explorers, and of no other's."""
     found = [node for node in doctree.findall(nodes.raw) if "explorer" in node] if doctree else []
     for name in dict.fromkeys(["explorer", *(node["explorer"] for node in found)] if found else []):
@@ -74,7 +76,7 @@ def load_scripts(app, pagename, templatename, context, doctree):
             (folder / name).write_text(text, encoding="utf8")
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("explorer", Explorer)
     app.connect("html-page-context", load_scripts)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

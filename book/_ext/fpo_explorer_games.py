@@ -3,6 +3,9 @@
 Parts of fpo that take a while to load are imported where a page needs them.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from fpo_book import look_up, read_results, read_run
 from fpo_claims import read_claims
 from fpo_explorer_parts import (
@@ -20,6 +23,7 @@ from fpo_explorer_parts import (
     switches,
 )
 from markupsafe import Markup
+from sphinx.environment import BuildEnvironment
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The linear game
@@ -43,7 +47,7 @@ LONG = 1000
 LINEAR_FIXED = ("policy_lr", "inner_steps", "utility_scale", "utility_sharpness", "signal_dimensions")
 
 
-def linear_presets(parameters, results):
+def linear_presets(parameters: dict[str, Any], results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The chapter's claims that the explorer can show: claim -> what is set other than in the chapter.
 
     All but `linear-spread`, whose labels lie beside the action, at random: three sums a seed do not hold such a game.
@@ -69,7 +73,7 @@ def linear_presets(parameters, results):
     }
 
 
-def linear(env):
+def linear(env: BuildEnvironment) -> tuple[str, Markup, dict[str, Any]]:
     """The linear game, live: a seed is three sums over its draws, see book/_static/explorers/linear.js."""
     from fpo.linear import Config, initial_weights
 
@@ -85,7 +89,7 @@ def linear(env):
     arms = looks(ALL)
     data = {
         "game": {
-            "draws": [[round(float(each), 8) for each in row] for row in draws],
+            "draws": [[round(float(each), 6) for each in row] for row in draws],
             **{name: parameters[name] for name in LINEAR_FIXED},
         },
         "drop": parameters["collapse_drop"],
@@ -145,12 +149,12 @@ NEURAL = {
 }
 
 
-def neural_study(read):
+def neural_study(read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """The study and what came later of it; `read` reads a stored run by name."""
     return read("neural_rest")["results"]["study"] | read("neural_64_seeds")["results"]["study"]
 
 
-def neural(env):
+def neural(env: BuildEnvironment) -> tuple[str, Markup, dict[str, Any]]:
     """The stored study of the neural game: ends and peaks of all runs, counted at any mark."""
     parameters = read_results(env, "neural")["parameters"]
     study = {"results": neural_study(lambda name: read_run(env, name))}

@@ -1,6 +1,8 @@
 """The explorers of the language model's chapters: one step of the loop, and the study's runs with what they wrote."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fpo_book import read_results, read_run
 from fpo_explorer_parts import (
@@ -17,6 +19,7 @@ from fpo_explorer_parts import (
     switches,
 )
 from markupsafe import Markup
+from sphinx.environment import BuildEnvironment
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One step of the loop
@@ -26,7 +29,7 @@ from markupsafe import Markup
 WEIGHED = ("relaxed", "practical", "exact", "overconfidence", "leverage")
 
 
-def step(env):
+def step(env: BuildEnvironment) -> tuple[str, Markup, dict[str, Any]] | None:
     """The candidates of some prompts as the chapter's run wrote and judged them; the weight of the penalties slides."""
     results = read_results(env, "llm_pipeline")["results"]
     prompts = results.get("step")
@@ -70,30 +73,30 @@ PROMPTS = 3
 WHEN = ("At the start", "Halfway", "At the end")
 
 
-def stored_runs(env):
+def stored_runs(env: BuildEnvironment) -> dict[str, list[dict[str, Any]]]:
     """The study's runs in groups of one setting, stage and arm: each with the part of its files' names before the seed.
 
     The chapter's main setting comes first and pilots last; of a setting standard RLHF comes first.
     """
     folder = read_results(env, "llm_study")["parameters"]["runs"]
-    groups = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for path in Path(env.srcdir, "notebooks", "runs", folder).glob("*.json"):
         run = read_run(env, f"{folder}/{path.stem}")
         if run["stage"] != "tuning":  # tuning looks at no held-out prompt
             groups.setdefault(path.stem.rpartition("-")[0], []).append(run)
 
-    def weight(name):
+    def weight(name: str) -> tuple[Any, ...]:
         run = groups[name][0]
         return run["stage"] == "pilot", run["setting"] != "planted", run["setting"], run["arm"] != "standard", name
 
     return {name: sorted(groups[name], key=lambda run: run["seed"]) for name in sorted(groups, key=weight)}
 
 
-def setting_of(run):
+def setting_of(run: dict[str, Any]) -> str:
     return run["setting"] + (" (pilot)" if run["stage"] == "pilot" else "")
 
 
-def texts_of(run, prompts):
+def texts_of(run: dict[str, Any], prompts: Sequence[str]) -> list[dict[str, Any]]:
     """What a run wrote at each look: for each prompt its utility and its text; and the RM's reward of all texts."""
     looked = []
     for look in run["watched"]:
@@ -105,11 +108,11 @@ def texts_of(run, prompts):
     return looked
 
 
-def mean(values):
+def mean(values: Sequence[float]) -> float:
     return round(sum(values) / len(values), 2)
 
 
-def plane(env):
+def plane(env: BuildEnvironment) -> tuple[str, Markup, dict[str, Any], dict[str, Any]] | None:
     """The stored runs as points of KL and held-out utility; texts of an arm lie in a file that is fetched on demand."""
     groups = stored_runs(env)
     if not groups:
@@ -118,7 +121,7 @@ def plane(env):
     prompts = list(first["watched"][0]["heldout"]["texts"])[:PROMPTS]
     asked = prompt_texts()
     arms = looks(dict.fromkeys(runs[0]["arm"] for runs in groups.values()))
-    data = {
+    data: dict[str, Any] = {
         "looks": arms,
         "prompts": [asked[name] for name in prompts],
         "groups": [
@@ -162,14 +165,14 @@ def plane(env):
     return "Explorer: runs of the study", Markup("").join(form), data, files
 
 
-def told(point, look, place=0):
+def told(point: Sequence[float], look: dict[str, Any], place: int = 0) -> str:
     """The numbers beside a text, as the script writes them too."""
     kl, utility = point
     own = look["texts"][place][0]
     return f"KL {kl:.1f}, U {utility:.2f}, RM {look['reward']:.2f}; this text: U {own:.2f}".replace("-", "−")
 
 
-def prompt_texts():
+def prompt_texts() -> dict[str, str]:
     """Name of a held-out prompt -> its question."""
     from fpo.llm import load_prompts
 

@@ -13,10 +13,13 @@ gets a link to what to take away.
 """
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from docutils import nodes
 from fpo_search import plain, tokens
 from sphinx import addnodes
+from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 GLOSSARY, NOTATION = "book/glossary", "book/notation"
@@ -39,27 +42,27 @@ class HelpTexts(nodes.comment):
     """The texts of a page, hidden. It is a comment to whatever else walks over the page, such as a search index."""
 
 
-def visit_helped(writer, node):
+def visit_helped(writer: Any, node: nodes.Element) -> None:
     attributes = {"data-help": node["help"]}
     if label := node.get("label"):
         attributes |= {"tabindex": "0", "role": "group", "aria-label": label, "aria-describedby": node["help"]}
     writer.body.append(writer.starttag(node, around(node), "", CLASS="helped", **attributes))
 
 
-def depart_helped(writer, node):
+def depart_helped(writer: Any, node: nodes.Element) -> None:
     writer.body.append(f"</{around(node)}>")
 
 
-def around(node):
+def around(node: nodes.Element) -> str:
     """What stands around something in a line, and around a formula in lines of its own."""
     return "div" if isinstance(node.children[0], nodes.math_block) else "span"
 
 
-def visit_texts(writer, node):
+def visit_texts(writer: Any, node: nodes.Element) -> None:
     writer.body.append('<div class="help-texts noprint" hidden="hidden">\n')
 
 
-def depart_texts(writer, node):
+def depart_texts(writer: Any, node: nodes.Element) -> None:
     writer.body.append("</div>\n")
 
 
@@ -69,8 +72,9 @@ class GiveHelp(SphinxPostTransform):
     default_priority = 5
     formats = ("html",)
 
-    def run(self):
-        self.docname, self.texts = self.env.docname, {}
+    def run(self) -> None:
+        self.docname = self.env.docname
+        self.texts: dict[str, Any] = {}
         if self.docname not in UNEXPLAINED:
             self.link_terms()
         self.explain_terms()
@@ -79,21 +83,21 @@ class GiveHelp(SphinxPostTransform):
         if self.texts:
             self.document += HelpTexts("", "", *self.texts.values())
 
-    def doctree(self, docname):
+    def doctree(self, docname: str) -> nodes.document:
         """Another page as it was read."""
         kept = self.app.fpo_doctrees
         if docname not in kept:
             kept[docname] = self.env.get_doctree(docname)
         return kept[docname]
 
-    def add_text(self, key, *children):
+    def add_text(self, key: str, *children: nodes.Node) -> str:
         """A text of this page, once; its id."""
         name = nodes.make_id(f"help-{key}")
         if name not in self.texts:
             self.texts[name] = nodes.container("", *map(self.copy, children), ids=[name], classes=["help-text"])
         return name
 
-    def copy(self, node):
+    def copy(self, node: nodes.Element) -> nodes.Element:
         """A copy that leads to the same places from this page, and carries no id."""
         copied = node.deepcopy()
         for each in copied.findall(nodes.Element):
@@ -109,9 +113,9 @@ class GiveHelp(SphinxPostTransform):
 
     # Terms
 
-    def definitions(self):
+    def definitions(self) -> dict[str, Any]:
         """Definition of each term, by the id that links lead to."""
-        found = {}
+        found: dict[str, Any] = {}
         if GLOSSARY in self.env.found_docs:
             for item in self.doctree(GLOSSARY).findall(nodes.definition_list_item):
                 found |= {
@@ -119,12 +123,12 @@ class GiveHelp(SphinxPostTransform):
                 }
         return found
 
-    def terms(self):
+    def terms(self) -> dict[str, Any]:
         """Where each term of the glossary is defined."""
         objects = self.env.get_domain("std").objects
         return {name: place for (kind, name), place in objects.items() if kind == "term" and place[0] == GLOSSARY}
 
-    def link_terms(self):
+    def link_terms(self) -> None:
         """Turn each term where it first stands in running text into a reference to it."""
         left = {name.lower(): name for name in self.terms() if name.lower() not in ORDINARY}
         for paragraph in self.document.findall(nodes.paragraph):
@@ -137,7 +141,7 @@ class GiveHelp(SphinxPostTransform):
                 if len(pieces) > 1:
                     text.parent.replace(text, pieces)
 
-    def split_at_terms(self, text, left):
+    def split_at_terms(self, text: str, left: dict[str, Any]) -> list[nodes.Node]:
         """The text with references in it; terms that were found are no longer left."""
         pieces = []
         while left:
@@ -152,12 +156,12 @@ class GiveHelp(SphinxPostTransform):
             text = text[match.end() :]
         return [*pieces, nodes.Text(text)]
 
-    def reference(self, name, shown):
+    def reference(self, name: str, shown: str) -> addnodes.pending_xref:
         inner = nodes.inline(shown, shown, classes=["xref", "std", "std-term"])
         where = {"refdomain": "std", "reftype": "term", "reftarget": name, "refdoc": self.docname}
         return addnodes.pending_xref("", inner, refexplicit=True, refwarn=True, **where)
 
-    def explain_terms(self):
+    def explain_terms(self) -> None:
         places, definitions = {name.lower(): place for name, place in self.terms().items()}, self.definitions()
         for link in self.links("std", "term"):
             _, anchor = places.get(re.sub(r"\s+", " ", link["reftarget"]).lower(), (None, None))
@@ -166,7 +170,7 @@ class GiveHelp(SphinxPostTransform):
 
     # Equations
 
-    def explain_equations(self):
+    def explain_equations(self) -> None:
         equations = self.env.get_domain("math").equations
         for link in self.links("math", "eq"):
             label = link["reftarget"]
@@ -181,7 +185,7 @@ class GiveHelp(SphinxPostTransform):
 
     # Symbols
 
-    def explain_symbols(self):
+    def explain_symbols(self) -> None:
         left = self.symbols()
         for math in list(self.document.findall(lambda node: isinstance(node, nodes.math | nodes.math_block))):
             if not left:
@@ -197,7 +201,7 @@ class GiveHelp(SphinxPostTransform):
                 left = {symbol: row for symbol, row in left.items() if symbol not in found}
                 self.wrap(math, text, label=label, classes=["symbol"])
 
-    def symbols(self):
+    def symbols(self) -> dict[tuple[str, ...], Any]:
         """Rows of the notation page that hold for this chapter, by the symbol's signs."""
         if NOTATION not in self.env.found_docs:
             return {}
@@ -215,20 +219,20 @@ class GiveHelp(SphinxPostTransform):
                 found |= {name: row for name, row in rows_of(other).items() if name in named and name not in found}
         return found
 
-    def links(self, domain, kind):
+    def links(self, domain: str, kind: str) -> Iterator[Any]:
         """References of this kind that have no explanation yet."""
         for link in list(self.document.findall(addnodes.pending_xref)):
             if (link.get("refdomain"), link.get("reftype")) == (domain, kind) and not isinstance(link.parent, Helped):
                 yield link
 
     @staticmethod
-    def wrap(node, text, **attributes):
-        around = Helped("", help=text, **attributes)
-        node.replace_self(around)
-        around += node
+    def wrap(node: nodes.Element, text: str, **attributes: Any) -> None:
+        helped = Helped("", help=text, **attributes)
+        node.parent.replace(node, helped)  # replace_self would hand the node's ids over
+        helped += node
 
 
-def join_texts(paragraph):
+def join_texts(paragraph: nodes.Element) -> None:
     """Make one text of those that only the end of a line divides."""
     for place in range(len(paragraph) - 1, 0, -1):
         before, after = paragraph[place - 1 : place + 1]
@@ -237,7 +241,7 @@ def join_texts(paragraph):
             del paragraph[place]
 
 
-def is_running_text(node):
+def is_running_text(node: nodes.Node) -> bool:
     """Whether it is in a paragraph or a display, and neither in a link nor in a table, a title or a caption."""
     inside = isinstance(node, nodes.math_block)
     while node.parent is not None:
@@ -251,12 +255,12 @@ def is_running_text(node):
     return inside
 
 
-def signs(math):
+def signs(math: nodes.Element) -> tuple[str, ...]:
     """The signs of a symbol as the table has it; one sign needs no braces."""
     return unbraced(tokens(math.astext()))
 
 
-def unbraced(found):
+def unbraced(found: Iterable[str]) -> tuple[str, ...]:
     """Without the braces around a single sign: x_{i} is x_i."""
     kept = []
     for token in found:
@@ -266,9 +270,10 @@ def unbraced(found):
     return tuple(kept)
 
 
-def rows_of(section):
+def rows_of(section: nodes.Element) -> dict[tuple[str, ...], Any]:
     """Rows of a section's table by the signs of each symbol, and by its name without arguments."""
-    rows, short = {}, {}
+    rows: dict[tuple[str, ...], Any] = {}
+    short: dict[tuple[str, ...], Any] = {}
     for body in section.findall(nodes.tbody):
         for row in body.children:
             for math in row.children[0].findall(nodes.math):
@@ -279,9 +284,9 @@ def rows_of(section):
     return {name: row for name, row in short.items() if name not in rows} | rows
 
 
-def find_symbols(formula, symbols):
+def find_symbols(written: Iterable[str], symbols: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Which symbols a formula holds, in its order; of two that begin together the longer one."""
-    formula, found, place, depth = unbraced(formula), [], 0, []
+    formula, found, place, depth = unbraced(written), [], 0, []
     by_length = sorted(symbols, key=len, reverse=True)
     while place < len(formula):
         token, before = formula[place], formula[place - 1] if place else ""
@@ -300,12 +305,12 @@ def find_symbols(formula, symbols):
     return list(dict.fromkeys(found))
 
 
-def ends(after):
+def ends(after: Sequence[str]) -> bool:
     """Whether a name ends here, rather than go on with an index, a prime or a star."""
     return not after or (after[0] not in ("_", "'") and after[:2] != ("^", "*"))
 
 
-def explanation(row):
+def explanation(row: nodes.Element) -> nodes.Element:
     """A row of the notation page as one line."""
     symbol, meaning = row.children[:2]
     names = [each.deepcopy() for each in symbol.findall(nodes.math)]
@@ -322,7 +327,7 @@ def explanation(row):
 # What needs no other page
 
 
-def mark_tables(app, document):
+def mark_tables(app: Sphinx, document: nodes.document) -> None:
     """Name the columns of numbers, and the tables that want more room than a line of text."""
     for table in document.findall(nodes.table):
         group = table.next_node(nodes.tgroup)
@@ -338,12 +343,12 @@ def mark_tables(app, document):
                         row[column]["classes"].append("number")
 
 
-def is_number(text):
+def is_number(text: str) -> bool:
     """Whether a cell holds numbers and nothing else; what is not there may be said."""
     return text == "not available" or bool(NUMBER.fullmatch(BETWEEN_NUMBERS.sub("", text)))
 
 
-def link_take_away(app, document):
+def link_take_away(app: Sphinx, document: nodes.document) -> None:
     """Lead from a chapter's card to its last section, where it has one."""
     card = next((each for each in document.findall(nodes.container) if "summary-card" in each["classes"]), None)
     for section in document.findall(nodes.section) if card else ():
@@ -354,11 +359,11 @@ def link_take_away(app, document):
             return
 
 
-def begin(app):
+def begin(app: Sphinx) -> None:
     app.fpo_doctrees = {}
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.add_node(Helped, html=(visit_helped, depart_helped))
     app.add_node(HelpTexts, html=(visit_texts, depart_texts))
     app.add_post_transform(GiveHelp)

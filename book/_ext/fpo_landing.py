@@ -20,6 +20,7 @@ heading "What to take away" is the rest.
 
 import re
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -27,17 +28,19 @@ from fpo_book import CITATION, Fault, ResultsDirective, logger, paragraph, read_
 from fpo_claims import MARKS, chapters, read_claims, read_notebook, reference, title
 from fpo_verdicts import VERDICT, claims_page, counted, filtered
 from markupsafe import escape
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxRole
 
 MORE = "More, and takeaways"
 
 
-def texts(env, notebook):
+def texts(env: BuildEnvironment, notebook: str) -> list[str]:
     """The text cells of a chapter."""
     return [cell["source"] for cell in read_notebook(env, notebook) if cell["cell_type"] == "markdown"]
 
 
-def said(env, notebook, name):
+def said(env: BuildEnvironment, notebook: str, name: str) -> str:
     """The paragraph of a chapter's card that begins with this name in bold."""
     card = texts(env, notebook)[0]
     found = re.search(rf"^\*\*{name}\.\*\* (.+?)(?:\n\n|\n:::)", card, re.DOTALL | re.MULTILINE)
@@ -46,7 +49,7 @@ def said(env, notebook, name):
     return found[1]
 
 
-def taken_away(env, notebook):
+def taken_away(env: BuildEnvironment, notebook: str) -> str:
     """The list under the heading "What to take away"."""
     for text in texts(env, notebook):
         if found := re.search(r"^## What to take away\n+((?:- .+\n?(?:  .+\n?)*)+)", text, re.MULTILINE):
@@ -54,7 +57,7 @@ def taken_away(env, notebook):
     raise Fault(f"notebooks/{notebook}.ipynb has no list under 'What to take away'")
 
 
-def minutes(env, notebook):
+def minutes(env: BuildEnvironment, notebook: str) -> int:
     """How long a chapter takes to read, as its card says."""
     found = re.search(r"(\d+) minutes to read", texts(env, notebook)[0])
     if found is None:
@@ -62,7 +65,7 @@ def minutes(env, notebook):
     return int(found[1])
 
 
-def spelled(count):
+def spelled(count: int) -> str:
     """Minutes as a reader says them."""
     hours, rest = divmod(count, 60)
     if not hours:
@@ -74,7 +77,7 @@ SENTENCE = re.compile(r"(?:`[^`]*`|\$[^$]*\$|[^`$])+?[.?!](?=\s+[A-Z{*$\"(]|\s*$
 BEGINNING = 10  # words, of one sentence or more
 
 
-def begun(answer):
+def begun(answer: str) -> tuple[str, str]:
     """The first sentences of an answer, one or as many as say something, and the others."""
     sentences, first = SENTENCE.findall(answer), ""
     while sentences and len(first.split()) < BEGINNING:
@@ -85,14 +88,14 @@ def begun(answer):
 class FromChapters(ResultsDirective):
     """A directive whose content is text of the chapters."""
 
-    def parsed(self, text, notebook):
+    def parsed(self, text: str, notebook: str) -> list[nodes.Node]:
         """The nodes of a chapter's text, with its roles."""
         box = nodes.container()
         lines = StringList(text.splitlines(), source=f"notebooks/{notebook}.ipynb")
         self.state.nested_parse(lines, 0, box)
         return box.children
 
-    def verdicts(self, notebook):
+    def verdicts(self, notebook: str) -> nodes.paragraph:
         """How the claims of a chapter came out, each number a link to them."""
         page = claims_page(self.env)
         items = []
@@ -106,7 +109,7 @@ class FromChapters(ResultsDirective):
 class Chapters(FromChapters):
     """{chapters}: the book's chapters as questions."""
 
-    def build(self, _):
+    def build(self, _: list[str]) -> list[nodes.Node]:
         items = []
         for notebook in chapters(self.env):
             name = paragraph(reference(self, notebook, title(self.env, notebook)), classes=["chapter-title"])
@@ -119,7 +122,7 @@ class Chapters(FromChapters):
 class Brief(FromChapters):
     """{brief}: a section for each chapter, to be read in half a minute; a fold holds what it leaves out."""
 
-    def build(self, _):
+    def build(self, _: list[str]) -> list[nodes.Node]:
         sections = []
         for notebook in chapters(self.env):
             name = title(self.env, notebook)
@@ -139,7 +142,7 @@ class Brief(FromChapters):
 class ReadingTime(SphinxRole):
     """{reading-time}`names`: the minutes of these chapters together, as text."""
 
-    def run(self):
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         names = chapters(self.env) if self.text == "all" else self.text.split()
         try:
             text = spelled(sum(minutes(self.env, name) for name in names))
@@ -150,7 +153,7 @@ class ReadingTime(SphinxRole):
         return [nodes.inline(text, text, classes=["reading-time"])], []
 
 
-def entry(kind, key, work, **more):
+def entry(kind: str, key: str, work: dict[str, Any], **more: str) -> str:
     """A BibTeX entry of a work of CITATION.cff."""
     authors = [
         f"{{{each['name']}}}" if "name" in each else f"{each['family-names']}, {each['given-names']}"
@@ -163,7 +166,7 @@ def entry(kind, key, work, **more):
 class Bibtex(ResultsDirective):
     """{bibtex}: entries for the book and for the paper."""
 
-    def build(self, _):
+    def build(self, _: list[str]) -> list[nodes.Node]:
         self.env.note_dependency(str(Path(self.env.srcdir, CITATION)))
         book = read_citation(self.env)
         if book is None:
@@ -182,14 +185,14 @@ class Bibtex(ResultsDirective):
 class Offer(SphinxRole):
     """{offer}`FILE|text`: a link, after a dot, that sleeps in a comment until `book/offer.py` finds the file."""
 
-    def run(self):
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         name, _, text = self.text.partition("|")
         address = "../" * self.env.docname.count("/") + name
         link = f' \N{MIDDLE DOT} <a href="{escape(address)}">{escape(text)}</a>'
         return [nodes.raw("", f"<!--offer {escape(name)}:{link}-->", format="html")], []
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("chapters", Chapters)
     app.add_directive("brief", Brief)
     app.add_directive("bibtex", Bibtex)

@@ -8,11 +8,13 @@ import hashlib
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import fpo_styles
 from bs4 import BeautifulSoup
 from PIL import Image
+from sphinx.application import Sphinx
 
 SHEET = "_static/site.css"
 ICON_SCRIPT = "all.min.js"
@@ -36,7 +38,7 @@ document.fonts.load("1em Inter").finally(() => delete document.documentElement.d
 class Site:
     """The pages and files that a builder has written."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pages = {
             path: BeautifulSoup(path.read_text(encoding="utf8"), "html.parser")
@@ -44,10 +46,10 @@ class Site:
             if path.relative_to(folder).parts[0] != "_static"
         }
 
-    def read(self, path):
+    def read(self, path: str) -> bytes:
         return (self.folder / path).read_bytes()
 
-    def path(self, page, address):
+    def path(self, page: Path, address: str) -> str | None:
         """The path below the folder that an address on a page means; None for one that means no file of the site."""
         if urlsplit(address).scheme or urlsplit(address).netloc or not urlsplit(address).path:
             return None
@@ -55,21 +57,21 @@ class Site:
         path = unquote(urlsplit(urljoin(f"https://site/{base}", address)).path).lstrip("/")
         return path if (self.folder / path).is_file() else None
 
-    def address(self, page, path):
+    def address(self, page: Path, path: str) -> str:
         """How a page names a file of the site."""
         return "../" * (len(page.relative_to(self.folder).parts) - 1) + path
 
-    def write(self):
+    def write(self) -> None:
         for path, soup in self.pages.items():
             path.write_text(str(soup), encoding="utf8")
 
 
-def finish(app, error):
+def finish(app: Sphinx, error: Exception | None) -> None:
     if error is None and app.builder.name == "html":
         lighten(Path(app.outdir))
 
 
-def lighten(folder):
+def lighten(folder: Path) -> None:
     """Make the pages of a folder light, in place."""
     site = Site(folder)
     for soup in site.pages.values():
@@ -85,7 +87,7 @@ def lighten(folder):
     site.write()
 
 
-def write_out(soup):
+def write_out(soup: BeautifulSoup) -> None:
     """What a script would write in its own place stands there; book/_static/light.css hides it where no script runs."""
     for script in soup.find_all("script"):
         written = WRITES.fullmatch((script.string or "").strip())
@@ -96,7 +98,7 @@ def write_out(soup):
             script.replace_with(content)
 
 
-def move_scripts(soup):
+def move_scripts(soup: BeautifulSoup) -> None:
     """Scripts that would hold up the page stand at its end, in their order."""
     if soup.head is None or soup.body is None:
         return
@@ -112,7 +114,7 @@ def move_scripts(soup):
             first.insert_before(script) if first else soup.body.append(script)
 
 
-def set_theme_early(soup):
+def set_theme_early(soup: BeautifulSoup) -> None:
     """The theme is known before the first paint, and without a script it is the light one."""
     if soup.html is None or not soup.html.has_attr("data-theme"):
         return
@@ -123,7 +125,7 @@ def set_theme_early(soup):
         before.string += THEME
 
 
-def set_sizes(site, page, soup):
+def set_sizes(site: Site, page: Path, soup: BeautifulSoup) -> None:
     """A picture's place is kept before it is there, and all but the first are fetched as a reader comes near."""
     for number, image in enumerate(soup.select("article img")):
         image["decoding"] = "async"
@@ -135,7 +137,7 @@ def set_sizes(site, page, soup):
             image["width"], image["height"] = size
 
 
-def size_of(file):
+def size_of(file: Path) -> tuple[int, ...] | None:
     """Width and height of a picture in pixels; None for what has none."""
     if file.suffix == ".svg":
         head = file.read_text(encoding="utf8")[:2000]
@@ -145,7 +147,7 @@ def size_of(file):
         return image.size
 
 
-def merge_sheets(site):
+def merge_sheets(site: Site) -> None:
     """Put the sheets that every page links into one, and take away the files that this leaves without use."""
     linked = {}
     for page, soup in site.pages.items():
@@ -164,7 +166,7 @@ def merge_sheets(site):
         return
     used = set()
 
-    def read(path):
+    def read(path: str) -> bytes:
         used.add(path)
         return site.read(path)
 
@@ -187,9 +189,10 @@ def merge_sheets(site):
         shutil.rmtree(left)
 
 
-def names_and_characters(site):
+def names_and_characters(site: Site) -> tuple[set[str], set[str]]:
     """Names that a selector could mean, and the characters of all pages."""
-    names, characters, scripts = set(LATER), set(map(chr, range(0x20, 0x7F))), set()
+    names, characters = set(LATER), set(map(chr, range(0x20, 0x7F)))
+    scripts: set[str] = set()
     for page, soup in site.pages.items():
         characters |= set(soup.get_text())
         for tag in soup.find_all(True):
@@ -201,8 +204,9 @@ def names_and_characters(site):
                 characters |= set(tag.get(attribute, ""))
             if tag.name == "script":
                 names.update(WORD.findall(tag.string or ""))
-                scripts.add(site.path(page, tag.get("src", "")))
-    for path in scripts - {None}:
+                if path := site.path(page, tag.get("src", "")):
+                    scripts.add(path)
+    for path in scripts:
         text = site.read(path).decode("utf8")
         names.update(WORD.findall(text))
         if "searchindex" not in path:
@@ -210,6 +214,6 @@ def names_and_characters(site):
     return names, {character for character in characters if character.isprintable()}
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("build-finished", finish, priority=900)  # after all that writes into pages
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -13,9 +13,11 @@ from functools import cached_property
 from html import escape
 from importlib.metadata import files
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from py_mini_racer import MiniRacer
+from sphinx.application import Sphinx
 from sphinx.locale import _
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
@@ -63,14 +65,14 @@ class BadFormula(Exception):
 class Drawer:
     """MathJax with the settings of a book; every formula is drawn once. To be closed."""
 
-    def __init__(self, settings):
+    def __init__(self, settings: Any) -> None:
         self.settings = settings
-        self.numbers = {}  # of a formula: TeX, and whether it stands alone
-        self.drawings = []
+        self.numbers: dict[tuple[str, bool], int] = {}  # of a formula: TeX, and whether it stands alone
+        self.drawings: list[str] = []
 
     @cached_property
-    def engine(self):
-        found = {file.as_posix().partition("/mathjax/")[2]: file.locate() for file in files(MATHJAX)}
+    def engine(self) -> Any:
+        found = {file.as_posix().partition("/mathjax/")[2]: file.locate() for file in files(MATHJAX) or ()}
         engine = MiniRacer()
         atexit.register(engine.close)  # one that is still open as Python ends would wait for ever
         engine.eval(BEFORE % json.dumps(self.settings))
@@ -79,19 +81,19 @@ class Drawer:
         engine.eval(AFTER + ";0")
         return engine
 
-    def close(self):
+    def close(self) -> None:
         if "engine" in self.__dict__:
             self.engine.close()
             atexit.unregister(self.engine.close)
 
-    def mark(self, tex, display):
+    def mark(self, tex: str, display: bool) -> str:
         """What stands for a formula until the pages are written."""
         if (tex, display) not in self.numbers:
             self.drawings.append(self.draw(tex, display))
             self.numbers[tex, display] = len(self.drawings) - 1
         return f'<mjx-container data-formula="{self.numbers[tex, display]}"></mjx-container>'
 
-    def draw(self, tex, display):
+    def draw(self, tex: str, display: bool) -> str:
         arguments = f"{json.dumps(tex)}, {json.dumps(display)}"
         drawn = json.loads(self.engine.eval(f"JSON.stringify(draw({arguments}))"))
         if "fault" in drawn:
@@ -99,11 +101,11 @@ class Drawer:
         svg, mathml = drawn["svg"], drawn["mathml"]
         return container(shortened(svg), mathml, tex, display)
 
-    def put_into(self, text):
+    def put_into(self, text: str) -> str:
         """A page's text with drawings in the place of marks, and their glyphs at its head."""
         used = set()
 
-        def drawing(match):
+        def drawing(match: re.Match[str]) -> str:
             drawn = self.drawings[int(match[1])]
             used.update(USED.findall(drawn))
             return drawn
@@ -117,14 +119,14 @@ class Drawer:
         return BODY.sub(lambda body: body[0] + head, text, count=1)
 
 
-def shortened(svg):
+def shortened(svg: str) -> str:
     """A drawing without what only MathJax's own scripts read."""
     svg = re.sub(r' (?:data-mml-node|data-c|data-mjx-texclass|role|focusable|xmlns(?::xlink)?)="[^"]*"', "", svg)
     svg = svg.replace("xlink:href", "href").replace("></use>", "/>").replace("></rect>", "/>").replace("></line>", "/>")
     return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 
-def container(svg, mathml, tex, display):
+def container(svg: str, mathml: str, tex: str, display: bool) -> str:
     mathml = re.sub(r">\s+<", "><", mathml).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
     shape = ' display="true"' if display else ""
     return (
@@ -133,7 +135,7 @@ def container(svg, mathml, tex, display):
     )
 
 
-def mark(translator, node, tex, display):
+def mark(translator: Any, node: nodes.Element, tex: str, display: bool) -> str:
     try:
         return translator.builder.app.fpo_drawer.mark(tex.strip(), display)
     except BadFormula as fault:
@@ -141,13 +143,13 @@ def mark(translator, node, tex, display):
         return f"<code>{escape(tex)}</code>"
 
 
-def visit_math(self, node):
+def visit_math(self: Any, node: nodes.Element) -> None:
     formula = mark(self, node, node.astext(), display=False)
     self.body.append(f"{self.starttag(node, 'span', '', CLASS=CLASSES)}{formula}</span>")
     raise nodes.SkipNode
 
 
-def visit_displaymath(self, node):
+def visit_displaymath(self: Any, node: nodes.Element) -> None:
     self.body.append(self.starttag(node, "div", CLASS=CLASSES))
     if node["number"] and not node["nowrap"]:
         self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
@@ -158,7 +160,7 @@ def visit_displaymath(self, node):
     raise nodes.SkipNode
 
 
-def aligned(text):
+def aligned(text: str) -> str:
     """TeX of a display as Sphinx means it: parts between blank lines, and lines within a part, below each other."""
     parts = [part for part in text.split("\n\n") if part.strip()]
     lines = [rf"\begin{{split}}{part}\end{{split}}" if r"\\" in part else part for part in parts]
@@ -167,17 +169,17 @@ def aligned(text):
     return r"\begin{align}\begin{aligned}" + r"\\".join(lines) + r"\end{aligned}\end{align}"
 
 
-def prepare(app):
+def prepare(app: Sphinx) -> None:
     app.fpo_drawer = Drawer((app.config.mathjax3_config or {}).get("tex", {}))
 
 
-def finish(app, error):
+def finish(app: Sphinx, error: Exception | None) -> None:
     with closing(app.fpo_drawer) as drawer:
         if error is None and app.builder.name == "html":
             draw_into(Path(app.outdir), drawer)
 
 
-def draw_into(folder, drawer):
+def draw_into(folder: Path, drawer: Drawer) -> None:
     """Put the drawings into all pages of a folder."""
     for page in folder.rglob("*.html"):
         if page.relative_to(folder).parts[0] != "_static":
@@ -187,7 +189,7 @@ def draw_into(folder, drawer):
                 page.write_text(drawn, encoding="utf8")
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.add_html_math_renderer("drawn", (visit_math, None), (visit_displaymath, None))
     app.connect("builder-inited", prepare)
     app.connect("build-finished", finish, priority=950)  # when all that parses pages is done

@@ -5,9 +5,11 @@ colours are mended in book/_static/book.css.
 """
 
 from pathlib import Path
+from typing import Any
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 from docutils import nodes
+from sphinx.application import Sphinx
 from sphinx.util import logging
 
 # It stands there from the start, so that nothing moves; book/_static/code.js makes it work.
@@ -19,7 +21,7 @@ HEADS = ("h1", "h2", "h3", "h4")
 logger = logging.getLogger(__name__)
 
 
-def warn_of_missing_alt(app, doctree):
+def warn_of_missing_alt(app: Sphinx, doctree: nodes.document) -> None:
     """A figure that a screen reader cannot tell is a warning, and so an error of the strict build."""
     for image in doctree.findall(nodes.image):
         if not image.get("alt", "").strip():
@@ -27,14 +29,14 @@ def warn_of_missing_alt(app, doctree):
             logger.warning("image without alt text: %s", image["uri"], location=where, type="fpo", subtype="alt")
 
 
-def name_folds(app, doctree):
+def name_folds(app: Sphinx, doctree: nodes.document) -> None:
     """A folded cell with a name of its own keeps it while it is open."""
     for cell in doctree.findall(nodes.container):
         if cell.get("prompt_show", "").startswith("Code: "):
             cell["prompt_hide"] = cell["prompt_show"]
 
 
-def finish(app, error):
+def finish(app: Sphinx, error: Exception | None) -> None:
     """Mend the pages of the site."""
     if error is not None or app.builder.name != "html":
         return
@@ -46,7 +48,7 @@ def finish(app, error):
         page.write_text(str(soup), encoding="utf8")
 
 
-def mend(soup):
+def mend(soup: BeautifulSoup) -> None:
     """Mend the markup of one page in place."""
     for toggle in soup.select("details.hide > summary"):
         del toggle["aria-label"]  # it would hide the fold's own name
@@ -92,12 +94,12 @@ def mend(soup):
             make_scrollable(box, "Output" if text.find_parent(class_="cell_output") else "Code")
 
 
-def make_scrollable(box, label):
+def make_scrollable(box: Tag, label: str) -> None:
     """What scrolls must be reachable by keyboard, and what takes the focus must have a name."""
     box.attrs |= {"tabindex": "0", "role": "group", "aria-label": label}
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-read", warn_of_missing_alt)
     app.connect("doctree-read", name_folds)
     app.connect("build-finished", finish)

@@ -7,9 +7,12 @@ shown of it is its prose: formulas as plain text where that is possible, neither
 import json
 import re
 import unicodedata
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
+from sphinx.application import Sphinx
 
 FILE = "sections.js"
 SPLIT = re.compile(r"\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
@@ -32,12 +35,12 @@ UNREAD = {"square-mark", "visually-hidden"}
 NO_FORMULA = "\N{HORIZONTAL ELLIPSIS}"
 
 
-def tokens(tex):
+def tokens(tex: str) -> list[str]:
     """The signs of a formula, spaces left out."""
     return [token for token in SPLIT.findall(tex) if not token.isspace() and token not in SPACES]
 
 
-def plain(tex):
+def plain(tex: str) -> str | None:
     """A formula as plain text; None where a line of text cannot say it."""
     shown, accent, found = [], "", tokens(tex)
     for token, before in zip(found, ["", *found], strict=False):
@@ -62,7 +65,7 @@ def plain(tex):
     return re.sub(r"\s+", " ", re.sub(r"(^|\^) ([+-]) ", r"\1\2", "".join(shown))).strip()
 
 
-def greek(name):
+def greek(name: str) -> str | None:
     """The letter of this name, small or capital; None if there is none."""
     case = "CAPITAL" if name[0].isupper() else "SMALL"
     try:
@@ -71,7 +74,7 @@ def greek(name):
         return None
 
 
-def prose(node, skipped=()):
+def prose(node: nodes.Node, skipped: Collection[nodes.Node] = ()) -> str:
     """The text of a node as a reader sees it, without code and without what is skipped."""
     if isinstance(node, nodes.Text):
         return str(node)
@@ -85,7 +88,7 @@ def prose(node, skipped=()):
     return between.join(prose(child, skipped) for child in node.children)
 
 
-def sections(document):
+def sections(document: nodes.document) -> list[Any]:
     """(anchor, title, text) of each section, and of each word of a glossary."""
     found = []
     parts = list(document.findall(is_part))
@@ -99,20 +102,20 @@ def sections(document):
     return found
 
 
-def is_part(node):
+def is_part(node: nodes.Node) -> bool:
     """Whether it can be found by itself. A proof is a section without a title and belongs to what is around it."""
     if isinstance(node, nodes.definition_list_item):
         return any(isinstance(each, nodes.term) and each["ids"] for each in node.children)
     return isinstance(node, nodes.section) and any(isinstance(each, nodes.title) for each in node.children)
 
 
-def collect(app, document, docname):
+def collect(app: Sphinx, document: nodes.document, docname: str) -> None:
     """Note the sections of a page that is about to be written."""
     if app.builder.name == "html":
         app.fpo_sections[docname] = sections(document)
 
 
-def write(app, error):
+def write(app: Sphinx, error: Exception | None) -> None:
     """Put all sections, in reading order, where the search page finds them."""
     if error is not None or app.builder.name != "html":
         return
@@ -124,11 +127,11 @@ def write(app, error):
     Path(app.outdir, "_static", FILE).write_text(f"window.bookSections = {text};\n", encoding="utf8")
 
 
-def begin(app):
+def begin(app: Sphinx) -> None:
     app.fpo_sections = {}
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", begin)
     app.connect("doctree-resolved", collect)
     app.connect("build-finished", write)

@@ -8,6 +8,7 @@ authors. Authors and dates are those of CITATION.cff. A chapter's picture is its
 import json
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 from xml.sax.saxutils import escape as escape_xml
 
@@ -15,17 +16,20 @@ from docutils import nodes
 from fpo_book import read_citation
 from markupsafe import Markup
 from PIL import Image, ImageOps
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 
 SIZE = (1200, 630)  # what the sites that show pictures of links ask for
 FOLDER = "share"
 
 
-def take_base(app, config):
+def take_base(app: Sphinx, config: Config) -> None:
     """Open Graph's addresses begin with the book's own."""
     config.ogp_site_url = config.html_baseurl
 
 
-def key_figure(doctree):
+def key_figure(doctree: nodes.document) -> nodes.image | None:
     """The image on a chapter's card."""
     for part in doctree.findall(nodes.paragraph):
         if "key-figure" in part["classes"]:
@@ -33,7 +37,7 @@ def key_figure(doctree):
     return None
 
 
-def draw(source, out):
+def draw(source: Path, out: Path) -> None:
     """A figure on white, in the size and shape of a picture of a link."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(source) as read:
@@ -44,7 +48,7 @@ def draw(source, out):
     page.convert("RGB").quantize(128).save(out, optimize=True)
 
 
-def collect_pictures(app, env):
+def collect_pictures(app: Sphinx, env: BuildEnvironment) -> None:
     """Draw the chapters' pictures before the first page is written: a page without one shows the first chapter's.
 
     And read CITATION.cff, for all pages.
@@ -60,7 +64,7 @@ def collect_pictures(app, env):
             env.fpo_pictures[docname] = (name, image["alt"])
 
 
-def add_tags(app, pagename, templatename, context, doctree):
+def add_tags(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """The tags in a page's head."""
     if doctree is None:
         return
@@ -83,16 +87,16 @@ def add_tags(app, pagename, templatename, context, doctree):
     context["metatags"] += "".join(f"{tag}\n" for tag in tags)
 
 
-def meta(kind, name, content):
+def meta(kind: str, name: str, content: str | int) -> Markup:
     return Markup('<meta {}="{}" content="{}" />').format(Markup(kind), name, content)
 
 
-def as_script(record):
+def as_script(record: dict[str, Any]) -> str:
     """JSON for a script: no text in it can end the script."""
     return json.dumps(record, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def describe(app, pagename, picture, book):
+def describe(app: Sphinx, pagename: str, picture: tuple[str, str] | None, book: dict[str, Any]) -> dict[str, Any]:
     """A page in the words of schema.org: the book, or a chapter of it."""
     base = app.config.html_baseurl
     whole = {
@@ -129,13 +133,13 @@ def describe(app, pagename, picture, book):
     return {"@context": "https://schema.org", **record}
 
 
-def author(given):
+def author(given: dict[str, Any]) -> dict[str, Any]:
     if "name" in given:
         return {"@type": "Organization", "name": given["name"]}
     return {"@type": "Person", "name": f"{given['given-names']} {given['family-names']}"}
 
 
-def scholar(record, book):
+def scholar(record: dict[str, Any], book: Any) -> list[Markup]:
     """The tags that Google Scholar reads."""
     tags = {"citation_title": record["name"]}
     if record["@type"] == "Chapter":
@@ -149,7 +153,7 @@ def scholar(record, book):
     return [meta("name", name, content) for name, content in tags.items()] + authors
 
 
-def finish(app, error):
+def finish(app: Sphinx, error: Exception | None) -> None:
     """The map of the site; and a page that is called like the book says so once in its title."""
     if error is not None or app.builder.name != "html":
         return
@@ -165,7 +169,7 @@ def finish(app, error):
         Path(app.outdir, "sitemap.xml").write_text("\n".join([head, *lines, "</urlset>\n"]), encoding="utf8")
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", take_base)
     app.connect("env-updated", collect_pictures)
     # After Open Graph's own tags.

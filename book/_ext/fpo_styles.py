@@ -9,7 +9,9 @@ import io
 import logging
 import posixpath
 import re
+from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any
 from urllib.parse import urlsplit
 
 import tinycss2
@@ -29,7 +31,13 @@ ADDRESS = re.compile(r"url\(\s*(['\"]?)(.*?)\1\s*\)")
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells each table
 
 
-def combine(sheets, names, characters, read, folder="_static"):
+def combine(
+    sheets: Iterable[tuple[str, str | None]],
+    names: set[str],
+    characters: set[str],
+    read: Callable[[str], bytes],
+    folder: str = "_static",
+) -> str:
     """One sheet of several.
 
     `sheets` are pairs of a path and a media query (or nothing), `names` all tags, classes and ids that a page has or a
@@ -44,29 +52,37 @@ def combine(sheets, names, characters, read, folder="_static"):
     shown = frozenset(characters | set(sheet))
     rules = FACE.sub("", sheet).replace("\\", "")
 
-    def embed(face):
-        family = re.search(r"font-family:\s*['\"]?(.*?)['\"]?\s*[;}]", face[0])[1].replace("\\", "")
+    def embed(face: re.Match[str]) -> str:
+        named = re.search(r"font-family:\s*['\"]?(.*?)['\"]?\s*[;}]", face[0])
+        assert named, f"a font without a name: {face[0]}"
+        family = named[1].replace("\\", "")
         if not re.search(rf"(?<![\w-]){re.escape(family)}(?![\w-])", rules):
             return ""
         # Of a face's formats every browser of today reads the first.
-        font = base64.b64encode(cut_font(read(urlsplit(ADDRESS.search(face[0])[2]).path), shown)).decode()
+        address = ADDRESS.search(face[0])
+        assert address, f"a font without a file: {face[0]}"
+        font = base64.b64encode(cut_font(read(urlsplit(address[2]).path), shown)).decode()
         rest = [part for part in face[1].split(";") if not part.startswith(("src:", "font-display:"))]
         return f"@font-face{{{';'.join(rest)};src:url(data:font/woff2;base64,{font}) format('woff2')}}"
 
     return '@charset "utf-8";\n' + ADDRESS.sub(lambda found: seen_from(folder, found), FACE.sub(embed, sheet))
 
 
-def without_unread(sheet, names):
+def without_unread(sheet: str, names: set[str]) -> str:
     """A sheet without the variables that nothing reads, nor what only those read."""
     while True:
         read = set(re.findall(r"var\(\s*(--[\w-]+)", sheet)) | names
-        left = VARIABLE.sub(lambda found, read=read: found[0] if found[1] in read else "", sheet)
+
+        def if_read(found: re.Match[str], read: set[str] = read) -> str:
+            return found[0] if found[1] in read else ""
+
+        left = VARIABLE.sub(if_read, sheet)
         if left == sheet:
             return sheet
         sheet = left
 
 
-def shortened(path, names, read):
+def shortened(path: str, names: set[str], read: Callable[[str], bytes]) -> str:
     """A sheet and those that it imports, shortened."""
     rules = tinycss2.parse_stylesheet(read(path).decode("utf8"), skip_whitespace=True)
     parts = []
@@ -79,7 +95,7 @@ def shortened(path, names, read):
     return "\n".join(filter(None, parts))
 
 
-def shorten(rule, names, path):
+def shorten(rule: Any, names: set[str], path: str) -> str:
     """A rule as text without what cannot apply; nothing at all where no part can."""
     if rule.type == "comment":
         return f"/*{rule.value}*/" if rule.value.startswith("!") else ""  # a license
@@ -101,13 +117,13 @@ def shorten(rule, names, path):
     return f"{head}{{{content}}}"
 
 
-def text(tokens):
+def text(tokens: Iterable[Any]) -> str:
     return tinycss2.serialize(token for token in tokens if token.type != "comment").strip()
 
 
-def split(prelude):
+def split(prelude: Iterable[Any]) -> list[list[Any]]:
     """The selectors of a list."""
-    parts = [[]]
+    parts: list[list[Any]] = [[]]
     for token in prelude:
         if token == ",":
             parts.append([])
@@ -116,7 +132,7 @@ def split(prelude):
     return parts
 
 
-def can_apply(selector, names):
+def can_apply(selector: Iterable[Any], names: set[str]) -> bool:
     """Whether all tags, classes and ids of a selector are known. What stands in brackets is taken to be."""
     before = None
     for token in selector:
@@ -127,10 +143,10 @@ def can_apply(selector, names):
     return True
 
 
-def declarations(content, path):
+def declarations(content: Any, path: str) -> str:
     """The inner part of a rule, addresses of files made relative to the root."""
 
-    def moved(match):
+    def moved(match: re.Match[str]) -> str:
         return f'url("{match[2] if is_elsewhere(match[2]) else beside(path, match[2])}")'
 
     parts = []
@@ -143,23 +159,23 @@ def declarations(content, path):
     return ";".join(parts)
 
 
-def is_elsewhere(address):
+def is_elsewhere(address: str) -> bool:
     """Whether an address is no file's, relative to the sheet."""
     return bool(urlsplit(address).scheme) or address.startswith(("#", "/"))
 
 
-def seen_from(folder, found):
+def seen_from(folder: str, found: re.Match[str]) -> str:
     """An address relative to the root as a sheet in this folder names it."""
     return found[0] if is_elsewhere(found[2]) else f'url("{posixpath.relpath(found[2], folder)}")'
 
 
-def beside(path, address):
+def beside(path: str, address: str) -> str:
     """The path that an address in the file of a path means."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(path), address))
 
 
 @cache
-def cut_font(font, characters):
+def cut_font(font: bytes, characters: Iterable[str]) -> bytes:
     """A font with the glyphs of these characters only, as WOFF2; the same bytes each time."""
     options = subset.Options(hinting=False, layout_features=FEATURES, notdef_outline=True, recalc_timestamp=False)
     loaded = ttLib.TTFont(io.BytesIO(font), recalcTimestamp=False)

@@ -17,14 +17,18 @@ written as data beside the page: claims.json.
 
 import json
 import posixpath
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from docutils import nodes
 from fpo_book import Fault, ResultsDirective, paragraph, prose, table
 from fpo_claims import MARKS, chapters, read_claims, read_notebook, reference, slug, squares, title, verdict_classes
 from markupsafe import escape
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 from fpo.claims import VERDICTS
 
@@ -41,22 +45,22 @@ HEADS = {
 LEANS = "There, "
 
 
-def group(claim):
+def group(claim: dict[str, Any]) -> str:
     """Where a claim stands: with what is certain, or with those who make it."""
     return "certain" if claim.get("certain") else "ours" if claim["source"] == OURS else "paper"
 
 
-def facets(claim):
+def facets(claim: dict[str, Any]) -> dict[str, str]:
     """What the filters ask of a claim."""
     return {"source": group(claim), "verdict": slug(claim["verdict"]), "chapter": claim["notebook"]}
 
 
-def short(name):
+def short(name: str) -> str:
     """A chapter's title without what follows its colon."""
     return name.partition(":")[0]
 
 
-def collect(env):
+def collect(env: BuildEnvironment) -> list[dict[str, Any]]:
     """Every claim of the book in reading order, with its chapter."""
     found, seen = [], set()
     for notebook in chapters(env):
@@ -70,32 +74,32 @@ def collect(env):
     return found
 
 
-def counted(claims, facet):
+def counted(claims: Iterable[dict[str, Any]], facet: str) -> dict[str, int]:
     """How many claims a facet's values have, those that occur, in their order."""
     order = {"source": GROUPS, "verdict": map(slug, VERDICTS), "chapter": dict.fromkeys(c["notebook"] for c in claims)}
     values = [facets(claim)[facet] for claim in claims]
     return {value: values.count(value) for value in order[facet] if value in values}
 
 
-def filtered(**chosen):
+def filtered(**chosen: str) -> str:
     """The address of the claims that have these facets, from the claims page itself."""
     return "?" + urlencode(chosen)
 
 
-def claims_page(env):
+def claims_page(env: BuildEnvironment) -> str:
     """The address of the claims page from the page that is read."""
     if PAGE not in env.found_docs:
         raise Fault(f"the book has no page {PAGE}")
     return env.app.builder.get_relative_uri(env.docname, PAGE)
 
 
-VERDICT = {slug(verdict): verdict for verdict in VERDICTS}
+VERDICT: dict[str, str] = {slug(verdict): verdict for verdict in VERDICTS}
 
 
 class VerdictStrip(ResultsDirective):
     """{verdict-strip}: a bar for each group of claims, a link for each of its verdicts, as wide as it is frequent."""
 
-    def build(self, _):
+    def build(self, _: list[str]) -> list[nodes.Node]:
         claims, page = collect(self.env), claims_page(self.env)
         bars = []
         for source in counted(claims, "source"):
@@ -109,7 +113,7 @@ class VerdictStrip(ResultsDirective):
         return [nodes.raw("", f'<div class="verdict-strip">{"".join(bars)}</div>', format="html")]
 
     @staticmethod
-    def link(page, source, verdict, count):
+    def link(page: str, source: str, verdict: str, count: int) -> str:
         address = escape(f"{page}{filtered(source=source, verdict=verdict)}#claims-list")
         mark = f'<span aria-hidden="true">{MARKS[VERDICT[verdict]]}</span>'
         word = f' <span class="strip-word">{VERDICT[verdict]}</span>'
@@ -120,14 +124,14 @@ class VerdictStrip(ResultsDirective):
 class ClaimsOverview(ResultsDirective):
     """{claims-overview}: what came out at a glance, and the filters of the cards below."""
 
-    def build(self, _):
+    def build(self, _: list[str]) -> list[nodes.Node]:
         claims = collect(self.env)
         data = paragraph(
             nodes.Text("The same as data: "), nodes.reference("", DATA, refuri=DATA), classes=["claims-data"]
         )
         return [self.table(claims), *self.rows(claims), data, self.filters(claims)]
 
-    def table(self, claims):
+    def table(self, claims: list[dict[str, Any]]) -> nodes.table:
         """How often each verdict was given, by who makes the claim; each number leads to its claims."""
         sources, rows = counted(claims, "source"), []
         for verdict in counted(claims, "verdict"):
@@ -140,7 +144,7 @@ class ClaimsOverview(ResultsDirective):
         heads = ["Verdict", *(GROUPS[source] for source in sources)]
         return table(heads, rows, [1] * len(heads), ["verdict-counts"])
 
-    def rows(self, claims):
+    def rows(self, claims: list[dict[str, Any]]) -> Iterator[nodes.Node]:
         """One square a claim, chapter by chapter."""
         for notebook in counted(claims, "chapter"):
             row = nodes.container(classes=["overview-row"])
@@ -157,9 +161,9 @@ class ClaimsOverview(ResultsDirective):
             row += groups
             yield row
 
-    def filters(self, claims):
+    def filters(self, claims: list[dict[str, Any]]) -> nodes.Node:
         """Links that leave some cards, each with how many."""
-        names = {
+        names: dict[str, dict[str, str]] = {
             "source": GROUPS,
             "verdict": VERDICT,
             "chapter": {n: short(title(self.env, n)) for n in counted(claims, "chapter")},
@@ -184,7 +188,7 @@ class ClaimsCards(ResultsDirective):
 
     has_content = True
 
-    def build(self, _):
+    def build(self, _: list[str]) -> list[nodes.Node]:
         claims, shown = collect(self.env), self.shown()
         sections = []
         for notebook in counted(claims, "chapter"):
@@ -203,14 +207,14 @@ class ClaimsCards(ResultsDirective):
             sections.append(section)
         return sections
 
-    def shown(self):
+    def shown(self) -> dict[str, str]:
         """Patterns of ids with the names of what shows these claims."""
         pairs = [line.partition(":") for line in self.content if line.strip()]
         if faults := [start for start, colon, name in pairs if not colon or not name.strip()]:
             raise Fault(f"{faults[0]!r}: expected id: name of a figure or section")
         return {start.strip(): name.strip() for start, _, name in pairs}
 
-    def card(self, claim, chapter, leader, shown, figures):
+    def card(self, claim: dict[str, Any], chapter: Any, leader: Any, shown: Any, figures: Any) -> nodes.Node:
         section = f"claims-{claim['notebook']}"
         place = next((name for pattern, name in shown.items() if fnmatchcase(claim["id"], pattern)), None)
         # A figure goes by its number, a section by its name; where neither is recorded, the chapter's own table.
@@ -249,25 +253,25 @@ class ClaimsCards(ResultsDirective):
         return card
 
 
-def badge(verdict):
+def badge(verdict: str) -> nodes.inline:
     return nodes.inline("", f"{MARKS[verdict]} {verdict}", classes=verdict_classes("verdict", verdict))
 
 
-def link(text, **chosen):
+def link(text: str, **chosen: str) -> nodes.reference:
     return nodes.reference("", text, refuri=filtered(**chosen))
 
 
-def section_id(notebook):
+def section_id(notebook: str) -> str:
     return f"claims-of-{notebook}"
 
 
-def figure_names(cells):
+def figure_names(cells: Iterable[dict[str, Any]]) -> set[str]:
     """Names of a chapter's figures, as its prose refers to them."""
     figures = (cell["metadata"].get("mystnb", {}).get("figure", {}) for cell in cells)
     return {figure["name"] for figure in figures if "name" in figure}
 
 
-def write_data(app, doctree, docname):
+def write_data(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Write the cards of a page as data beside it, with the links as the page has them."""
     records, address = [], app.builder.get_target_uri(docname)
     for card in doctree.findall(nodes.list_item):
@@ -298,13 +302,13 @@ def write_data(app, doctree, docname):
         out.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
 
 
-def add_files(app, pagename, templatename, context, doctree):
+def add_files(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """The script goes only to pages that use it."""
     if doctree and any("claim" in item for item in doctree.findall(nodes.list_item)):
         app.add_js_file("claims.js", loading_method="defer")
 
 
-def setup(app):
+def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("verdict-strip", VerdictStrip)
     app.add_directive("claims-overview", ClaimsOverview)
     app.add_directive("claims-cards", ClaimsCards)

@@ -287,18 +287,18 @@ def backward_nll(
         starts = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
         counted &= torch.arange(1, ids.shape[1], device=model.device) >= starts[:, None]
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    weights = (counted / counted.sum(-1, keepdim=True))[counted]
+    token_weights = (counted / counted.sum(-1, keepdim=True))[counted]
     owners = counted.nonzero()[:, 0]
-    shares = torch.tensor(share, dtype=weights.dtype, device=ids.device).expand(len(rows))[owners]
+    shares = torch.tensor(share, dtype=token_weights.dtype, device=ids.device).expand(len(rows))[owners]
     states, targets = hidden[:, :-1][counted].detach(), ids[:, 1:][counted]
-    values, gradient = torch.zeros_like(weights), torch.empty_like(states)
+    values, gradient = torch.zeros_like(token_weights), torch.empty_like(states)
     head = model.get_output_embeddings()
     for part in _chunks(len(targets), chunk):
         piece = states[part].requires_grad_()
         loss = F.cross_entropy(head(piece).float(), targets[part], reduction="none")
-        (gradient[part],) = torch.autograd.grad((loss * weights[part] * shares[part]).sum(), piece)
+        (gradient[part],) = torch.autograd.grad((loss * token_weights[part] * shares[part]).sum(), piece)
         values[part] = loss.detach()
     whole_gradient = torch.zeros_like(hidden)
     whole_gradient[:, :-1][counted] = gradient
     hidden.backward(whole_gradient)
-    return torch.zeros(len(rows), device=ids.device).index_add_(0, owners, values * weights).tolist()
+    return torch.zeros(len(rows), device=ids.device).index_add_(0, owners, values * token_weights).tolist()

@@ -50,7 +50,8 @@ def train(
     ModelError
         If a model cannot be had.
     FolderError
-        Before a model is loaded, if the folder is in use, holds a run with other settings, or is damaged.
+        Before a model is loaded, if the folder is in use, holds a run with other settings or of other code, or is
+        damaged.
     TrainingError
         If a loss or gradient is not a finite number, or the disk is full.
     KeyboardInterrupt

@@ -18,10 +18,19 @@ from transformers import (
     PreTrainedModel,
 )
 
-from fpo.llm import weights
 from fpo.llm.reading import Reader
 from fpo.llm.settings import Settings
-from fpo.llm.weights import ModelError, packaged_encoder, packaged_policy
+from fpo.llm.weights import (
+    ModelError,
+    adapted,
+    build,
+    configuration,
+    is_adapter,
+    merge,
+    packaged_encoder,
+    packaged_policy,
+    tokenizer,
+)
 
 CLASSIFIERS = {
     "ForSequenceClassification": AutoModelForSequenceClassification,
@@ -92,21 +101,21 @@ class Policy:
     def __init__(self, settings: Settings) -> None:
         self.device = pick_device(settings.device)
         name, random = settings.policy, settings.weights == "random"
-        merged = Path(name).expanduser() if weights.is_adapter(name) and not random else None
+        merged = Path(name).expanduser() if is_adapter(name) and not random else None
         if merged:
-            name = weights.adapted(merged)
-        config, folder = weights.configuration(name, settings.policy_revision, packaged_policy, random)
+            name = adapted(merged)
+        config, folder = configuration(name, settings.policy_revision, packaged_policy, random)
         kinds = config.architectures or []
         if kinds and not any(kind.endswith("ForCausalLM") for kind in kinds):
             raise ModelError(f"policy = {name!r} is a {kinds[0]}: a causal language model is needed")
         self._quantization = {} if random else _quantization(settings, self.device)
-        self.model = weights.build(
+        self.model = build(
             AutoModelForCausalLM, config, folder, name, getattr(torch, settings.dtype), _random_seed(settings),
             **self._quantization,
         )  # fmt: skip
         if merged:
-            self.model = weights.merge(self.model, merged)
-        self.tokenizer = weights.tokenizer(name, folder or packaged_policy())
+            self.model = merge(self.model, merged)
+        self.tokenizer = tokenizer(name, folder or packaged_policy())
         ends = self.model.generation_config.eos_token_id if self.model.generation_config else None
         ends = self.tokenizer.eos_token_id if ends is None or random else ends
         self.ends = list(ends) if isinstance(ends, list | tuple) else [ends]
@@ -291,7 +300,7 @@ class RewardModel(Reader):
     def __init__(self, settings: Settings) -> None:
         device = pick_device(settings.device)
         name, random = settings.reward_model, settings.weights == "random"
-        config, folder = weights.configuration(name, settings.reward_revision, packaged_encoder, random)
+        config, folder = configuration(name, settings.reward_revision, packaged_encoder, random)
         kind = (config.architectures or [""])[0]
         loader: Any = AutoModel
         for end, classifier in CLASSIFIERS.items():
@@ -304,10 +313,8 @@ class RewardModel(Reader):
         self._name = name
         if settings.head_start == "own" and loader is AutoModel:
             raise self._headless()
-        model = weights.build(
-            loader, config, folder, name, getattr(torch, settings.reward_dtype), _random_seed(settings)
-        )
-        words = weights.tokenizer(name, folder or packaged_encoder())
+        model = build(loader, config, folder, name, getattr(torch, settings.reward_dtype), _random_seed(settings))
+        words = tokenizer(name, folder or packaged_encoder())
         try:
             super().__init__(model.to(device), words, settings.reward_tokens, settings.batch)
         except ValueError as error:

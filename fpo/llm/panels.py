@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from fpo.llm import decoding
 from fpo.llm.candidates import asked, likely
-from fpo.llm.prompts import Prompt
+from fpo.llm.loop import refitted
+from fpo.llm.oracles import distinct_2, repetition
+from fpo.llm.prompts import Prompt, load_prompts
 from fpo.llm.together import Group
 from fpo.llm.workbench import Workbench, encoded
 
 ROWS = 192  # responses that are written together
+SHOWN = 7  # the texts of one held-out prompt in so many are kept
+PROBES = 4  # responses to each prompt of the probe
 
 
 @dataclass(frozen=True)
@@ -133,3 +138,52 @@ class Panel:
 
     def _nll(self, ids: Sequence[decoding.Ids], rows: Sequence[Sequence[decoding.Ids]], at: float) -> np.ndarray:
         return np.array(decoding.response_nll(self.bench.policy.model, ids, rows, self.bench.settings.chunk, at))
+
+
+class Watcher:
+    """What is looked at in a run: held-out prompts, a probe of training prompts, and the RM on answers."""
+
+    def __init__(self, bench: Workbench) -> None:
+        heldout, probe = load_prompts("packaged:heldout", 10**6), load_prompts("packaged:probe", 10**6)
+        self._heldout = Panel(bench, heldout, "heldout", 1)
+        self._probe = Panel(bench, probe, "probe", PROBES, log_ratios=False)
+        pairs = [pair for prompt in heldout for pair in zip(prompt.correct, prompt.incorrect, strict=True)]
+        right, wrong = (bench.reward_model.features([pair[k] for pair in pairs]) for k in (0, 1))
+        self._answers = right - wrong
+
+    def probe(self, group: Group) -> list[dict[str, Any]]:
+        """For each run, what tuning may look at: no held-out prompt."""
+        found = self._probe.respond(group)
+        return [{"probe": self._pairs(group, run, found[run])} for run in range(len(group.runs))]
+
+    def everything(self, group: Group) -> list[dict[str, Any]]:
+        """For each run, what the file of a judged run keeps."""
+        found = self._heldout.respond(group)
+        return [
+            {
+                "heldout": self._summary(group, run, found[run]),
+                "accuracy": float((self._answers @ group.heads[run].detach() > 0).double().mean()),
+                **probe,
+            }
+            for run, probe in enumerate(self.probe(group))
+        ]
+
+    def _summary(self, group: Group, run: int, found: Responses) -> dict[str, Any]:
+        texts = [row[0] for row in found.texts]
+        return {
+            "utility": found.utilities[:, 0].round(3).tolist(),
+            "reward": float(found.rewards(group.heads[run]).mean()),
+            "first_reward": float(found.rewards(group.first_heads[run]).mean()),
+            "kl": round(float(found.log_ratios.mean()), 3) + 0.0,  # the rest is single precision
+            "length": float(np.mean([len(row[0]) for row in found.tokens])),
+            "distinct_2": distinct_2(texts),
+            "repetition": float(np.mean([repetition(text) for text in texts])),
+            "texts": {self._heldout.prompts[i].id: texts[i] for i in range(0, len(texts), SHOWN)},
+        }
+
+    @staticmethod
+    def _pairs(group: Group, run: int, found: Responses) -> dict[str, Any]:
+        refit = refitted(group.comparisons[run], group.runs[run].head_ridge)
+        heads = {"reward": group.heads[run], "refit_reward": refit}
+        rewards = {name: found.rewards(head).astype(float).round(4).tolist() for name, head in heads.items()}
+        return {"utility": found.utilities.round(3).tolist(), **rewards}

@@ -13,7 +13,7 @@ from fpo.llm.settings import PAIRWISE, Settings, settings
 from fpo.parameters import ParameterError
 
 
-def read_run(path: Path) -> dict[str, Any]:
+def read_study_run(path: Path) -> dict[str, Any]:
     """The content of a run's file.
 
     Raises
@@ -104,7 +104,7 @@ class Plan:
         paths = [self.out / f"{job.name}.json" for job in jobs]
         if not all(path.exists() for path in paths):
             return None
-        return [read_run(path) for path in paths]
+        return [read_study_run(path) for path in paths]
 
     def pilots(self) -> list[Job]:
         """Standard runs on seeds of their own, in which the spread of every penalty is seen."""
@@ -174,7 +174,7 @@ class Plan:
 
     def cost(self) -> str:
         """What is missing, and how long that takes as far as the files of other runs say."""
-        there = [read_run(path) for path in sorted(self.out.glob("*.json"))]
+        there = [read_study_run(path) for path in sorted(self.out.glob("*.json"))]
         missing = self.missing()
         later = sum(len(part["seeds"]) * len(part["arms"]) for part in self.content["judged"]) - len(self.judged())
         told = f"{len(there)} runs are there, {len(missing)} can be played now, {later} when their weights are chosen"

@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,38 @@ Optimizers = Mapping[str, torch.optim.Optimizer]
 
 
 class FolderError(RuntimeError):
-    """A run's folder is in use, belongs to another run, is damaged or cannot be made."""
+    """A run's folder is in use, belongs to another run or to other code, is damaged or cannot be made."""
+
+
+@cache
+def code(module: str = "fpo.llm.loop") -> str:
+    """Identifies what a module executes, as `fpo.files.code_digest`: a checkpoint of other code is not gone on from.
+
+    Asked once in a process, which keeps the code that it has loaded.
+    """
+    return files.code_digest(module)[:16]
 
 
 def saved_settings(settings: Settings, oracle: Oracle | None = None) -> dict[str, Any]:
-    """What a run's folder remembers of it: a run with anything else is another run."""
+    """What a run's folder remembers of it, `code` included: a run with anything else is another run."""
     saved = settings.model_dump(mode="json", exclude={"save_every", "labels", "label_timeout", "label_tries"})
     if oracle is not None:
         saved["oracle"] = f"{oracle.__module__}:{getattr(oracle, '__qualname__', type(oracle).__qualname__)}"
-    return saved
+    return saved | {"code": code()}
+
+
+def other_settings(before: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """The names of the settings in which a run that was saved before is another one, its code apart."""
+    return [name for name in saved if name != "code" and before.get(name) != saved[name]]
+
+
+def _check_code(folder: Path, before: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    if before.get("code") != saved["code"]:
+        raise FolderError(
+            f"{folder} holds a run of other code than this version of fpo has, which would not go on to the same "
+            "numbers: choose another folder to play the run anew, or go on with the version that it was begun with "
+            "(its trace.jsonl can be read by any)"
+        )
 
 
 # Who may use a folder
@@ -59,7 +83,7 @@ def check_folder(folder: str | Path, saved: dict[str, Any]) -> None:
     Raises
     ------
     FolderError
-        If it holds a run with other settings, is damaged or cannot be made.
+        If it holds a run with other settings or of other code, is damaged or cannot be made.
     """
     if not str(folder):
         raise FolderError("the folder has no name: give it one ('.' is the current folder)")
@@ -80,10 +104,10 @@ def check_folder(folder: str | Path, saved: dict[str, Any]) -> None:
                 raise FolderError(
                     f"{settings_file} is damaged: remove {folder} to play the run anew, or choose another folder"
                 )
-            other = [key for key in saved if before.get(key) != saved[key]]
-            if other:
+            if other := other_settings(before, saved):
                 listed = "; ".join(f"{key} = {before.get(key)!r} there, {saved[key]!r} now" for key in other)
                 raise FolderError(f"{folder} holds a run with other settings: {listed}. Choose another folder")
+            _check_code(path, before, saved)
         _load(path / "references.pt", saved)
         if checkpoint := _load(path / "checkpoint.pt", saved):
             _read_trace(path, checkpoint)
@@ -135,7 +159,7 @@ def claimed(folder: str | Path | None, saved: dict[str, Any], team: Team) -> Ite
     Raises
     ------
     FolderError
-        If another run holds it, it holds a run with other settings, is damaged or cannot be made.
+        If another run holds it, it holds a run with other settings or of other code, is damaged or cannot be made.
     """
     if folder is None or not team.leads:
         yield RunFolder(None if folder is None else Path(folder), saved, writes=False)
@@ -305,8 +329,11 @@ def _load(path: Path, saved: dict[str, Any]) -> dict[str, Any] | None:
         state = files.load(path)
     except ValueError as error:
         raise FolderError(str(error)) from error
-    if state is not None and state.get("run") != saved:
-        raise FolderError(f"{path} belongs to another run: remove it to start afresh")
+    if state is not None:
+        before = state.get("run")
+        if not isinstance(before, dict) or other_settings(before, saved):
+            raise FolderError(f"{path} belongs to another run: remove it to start afresh")
+        _check_code(path.parent, before, saved)
     return state
 
 

@@ -21,11 +21,9 @@ from tqdm import tqdm
 
 from fpo import files, results
 from fpo.llm.candidates import TrainingError, beginning
-from fpo.llm.loop import refitted
-from fpo.llm.oracles import distinct_2, repetition
-from fpo.llm.panels import Panel, Responses
-from fpo.llm.plan import Job, Plan, read_run
-from fpo.llm.prompts import load_prompts
+from fpo.llm.panels import Watcher
+from fpo.llm.plan import Job, Plan, read_study_run
+from fpo.llm.runs import code
 from fpo.llm.settings import read_yaml, settings
 from fpo.llm.together import Group, train_together
 from fpo.llm.weights import ModelError
@@ -33,8 +31,6 @@ from fpo.llm.workbench import LOADED, Workbench
 from fpo.parameters import ParameterError, one_line
 from fpo.rules import RULES
 
-SHOWN = 7  # the texts of one held-out prompt in so many are kept
-PROBES = 4  # responses to each prompt of the probe
 TRACED = (
     "reward",
     "utility",
@@ -46,55 +42,6 @@ TRACED = (
     "distinct_2",
     "repetition",
 )
-
-
-class Watcher:
-    """What is looked at in a run: held-out prompts, a probe of training prompts, and the RM on answers."""
-
-    def __init__(self, bench: Workbench) -> None:
-        heldout, probe = load_prompts("packaged:heldout", 10**6), load_prompts("packaged:probe", 10**6)
-        self._heldout = Panel(bench, heldout, "heldout", 1)
-        self._probe = Panel(bench, probe, "probe", PROBES, log_ratios=False)
-        pairs = [pair for prompt in heldout for pair in zip(prompt.correct, prompt.incorrect, strict=True)]
-        right, wrong = (bench.reward_model.features([pair[k] for pair in pairs]) for k in (0, 1))
-        self._answers = right - wrong
-
-    def probe(self, group: Group) -> list[dict[str, Any]]:
-        """For each run, what tuning may look at: no held-out prompt."""
-        found = self._probe.respond(group)
-        return [{"probe": self._pairs(group, run, found[run])} for run in range(len(group.runs))]
-
-    def everything(self, group: Group) -> list[dict[str, Any]]:
-        """For each run, what the file of a judged run keeps."""
-        found = self._heldout.respond(group)
-        return [
-            {
-                "heldout": self._summary(group, run, found[run]),
-                "accuracy": float((self._answers @ group.heads[run].detach() > 0).double().mean()),
-                **probe,
-            }
-            for run, probe in enumerate(self.probe(group))
-        ]
-
-    def _summary(self, group: Group, run: int, found: Responses) -> dict[str, Any]:
-        texts = [row[0] for row in found.texts]
-        return {
-            "utility": found.utilities[:, 0].round(3).tolist(),
-            "reward": float(found.rewards(group.heads[run]).mean()),
-            "first_reward": float(found.rewards(group.first_heads[run]).mean()),
-            "kl": round(float(found.log_ratios.mean()), 3) + 0.0,  # the rest is single precision
-            "length": float(np.mean([len(row[0]) for row in found.tokens])),
-            "distinct_2": distinct_2(texts),
-            "repetition": float(np.mean([repetition(text) for text in texts])),
-            "texts": {self._heldout.prompts[i].id: texts[i] for i in range(0, len(texts), SHOWN)},
-        }
-
-    @staticmethod
-    def _pairs(group: Group, run: int, found: Responses) -> dict[str, Any]:
-        refit = refitted(group.comparisons[run], group.runs[run].head_ridge)
-        heads = {"reward": group.heads[run], "refit_reward": refit}
-        rewards = {name: found.rewards(head).astype(float).round(4).tolist() for name, head in heads.items()}
-        return {"utility": found.utilities.round(3).tolist(), **rewards}
 
 
 def content_of(job: Job, group: Group, run: int, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -133,11 +80,23 @@ def _loaded(models: tuple) -> tuple[Workbench, Watcher]:
 
 
 def play(plan: Plan, jobs: Sequence[Job], work: Path, told: Callable[[int], None] = lambda steps: None) -> None:
-    """Play a group of runs and write their files; a process loads its models once for all groups."""
+    """Play a group of runs and write their files; a process loads its models once for all groups.
+
+    What is kept on the way in `work` has the code in its name: where other code has left a checkpoint, a line says so,
+    that file stays, and the group begins afresh.
+    """
     bench, watcher = _loaded(tuple((name, getattr(jobs[0].settings, name)) for name in LOADED))
-    checkpoint = work / f"{jobs[0].name}+{len(jobs) - 1}.pt"
+    group_name, executed = f"{jobs[0].name}+{len(jobs) - 1}", code(Watcher.__module__)
+    checkpoint = work / f"{group_name}-{executed}.pt"
+    others = [
+        path for path in work.glob("*.pt") if path.stem.rpartition("-")[0] == group_name or path.stem == group_name
+    ]
+    if others and not checkpoint.exists():
+        print(f"{others[0]} was written by other code: its runs begin afresh", flush=True)
     shared = {beginning(job.settings): None for job in jobs}
-    kept = {key: work / f"references-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.pt" for key in shared}
+    kept = {
+        key: work / f"references-{hashlib.sha256(repr((key, executed)).encode()).hexdigest()[:16]}.pt" for key in shared
+    }
     for key, path in kept.items():
         for batch, responses in (files.load(path) or {"references": []})["references"]:
             bench.references[key, tuple(batch)] = responses
@@ -174,7 +133,7 @@ def play_again(plan: Plan, name: str, folder: Path) -> str:
     path = plan.out / f"{name}.json"
     if not path.exists():
         raise ParameterError(f"--again: {plan.out} has no run {name!r}")
-    stored = read_run(path)
+    stored = read_study_run(path)
     own = settings(**stored["settings"])
     bench = Workbench(own)
     with tqdm(total=own.steps, desc="prompts") as bar:

@@ -19,7 +19,7 @@ from fpo.llm import decoding
 from fpo.llm.candidates import TrainingError, Writer
 from fpo.llm.head import Comparisons
 from fpo.llm.loop import Learned, head_gradient, line, refitted
-from fpo.llm.runs import add_lines, saved_settings
+from fpo.llm.runs import add_lines, code, other_settings, saved_settings
 from fpo.llm.settings import Settings
 from fpo.llm.workbench import Workbench
 from fpo.parameters import ParameterError, brief
@@ -207,6 +207,7 @@ class Group:
         """All that the next window depends on, and what was found; its tensors are the living ones."""
         return {
             "runs": [saved_settings(settings) for settings in self.runs],
+            "code": code(__name__),
             "position": self.position,
             "spent": self.spent,
             "adapters": {name: value.detach() for name, value in self.adapters.items()},
@@ -224,10 +225,13 @@ class Group:
         Raises
         ------
         ValueError
-            If it is of others.
+            If it is of others, or of other code.
         """
-        if state["runs"] != [saved_settings(settings) for settings in self.runs]:
+        saved = [saved_settings(settings) for settings in self.runs]
+        if len(state["runs"]) != len(saved) or any(map(other_settings, state["runs"], saved)):
             raise ValueError("this checkpoint is of other runs")
+        if state.get("code") != code(__name__):
+            raise ValueError("this checkpoint is of other code, which would not go on to the same numbers")
         with torch.no_grad():
             for name, value in self.adapters.items():
                 value.copy_(state["adapters"][name])
@@ -299,7 +303,7 @@ def train_together(
     ParameterError
         Before any work, if the runs cannot be played together, or not at this workbench.
     ValueError
-        If the checkpoint is damaged or of other runs.
+        If the checkpoint is damaged, of other runs or of other code.
     TrainingError
         If a run cannot go on; the checkpoint stands.
     KeyboardInterrupt

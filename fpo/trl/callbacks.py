@@ -192,8 +192,8 @@ def check_trainer(args: Any) -> None:
             "AsyncGRPO computes rewards in another process, where a head that is retrained here would stay as it is: "
             "must be GRPO, RLOO or OnlineDPO"
         )
-    weights = getattr(args, "reward_weights", None)
-    others = weights is None or sum(weight != 0 for weight in weights) > 1
+    reward_weights = getattr(args, "reward_weights", None)
+    others = reward_weights is None or sum(each != 0 for each in reward_weights) > 1
     if getattr(args, "multi_objective_aggregation", None) == "normalize_then_sum" and others:
         raise ParameterError(
             "multi_objective_aggregation = 'normalize_then_sum' divides r + gamma R by its own spread beside other "

@@ -137,13 +137,13 @@ class FullReward:
         return features[..., 0]
 
     def gradient(
-        self, prompts: Sequence[Said], completions: Sequence[Said], weights: Sequence[float] | torch.Tensor
+        self, prompts: Sequence[Said], completions: Sequence[Said], text_weights: Sequence[float] | torch.Tensor
     ) -> torch.Tensor:
-        """Sum over texts of weight times grad_phi r, (m,)."""
+        """Sum over texts of their weights times grad_phi r, (m,)."""
         total = torch.zeros(self.size, device=self._model.device)
-        weights = torch.as_tensor(weights, dtype=torch.float32, device=total.device)
+        text_weights = torch.as_tensor(text_weights, dtype=torch.float32, device=total.device)
         for part in self._parts(len(prompts)):
-            loss = (weights[part] * self._logits(prompts[part], completions[part])).sum()
+            loss = (text_weights[part] * self._logits(prompts[part], completions[part])).sum()
             found = torch.autograd.grad(loss, list(self.learns.values()), allow_unused=True)
             total += torch.cat(
                 [
@@ -237,12 +237,14 @@ class FullReward:
     ) -> torch.Tensor:
         """v = H^-1 g_bar, (m,); 0 while there are no comparisons."""
         there = (~seen.empty).flatten().float()
-        weights = there / there.sum()
+        text_weights = there / there.sum()
         if rule == "exact-centered" and references is None:  # the mean of a group has the mean gradient
-            return torch.zeros(self.size, device=weights.device)
-        mean = self.gradient(prompts, completions, weights)
+            return torch.zeros(self.size, device=text_weights.device)
+        mean = self.gradient(prompts, completions, text_weights)
         if rule == "exact-centered" and references is not None:
-            mean -= self.gradient(prompts[:: seen.empty.shape[1]], references, weights.view(seen.empty.shape).sum(1))
+            mean -= self.gradient(
+                prompts[:: seen.empty.shape[1]], references, text_weights.view(seen.empty.shape).sum(1)
+            )
         if not self.kept:
             return torch.zeros_like(mean)
         count = sum(len(pair.completions) for pair in self.kept)

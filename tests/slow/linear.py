@@ -65,3 +65,36 @@ def run(seed, arm, config, start=None):
         slopes = [2 * (utility(z, config) - w @ z) * z for z in labeled]
         w = (1 - config.rm_decay) * w + config.rm_lr * np.mean(slopes, axis=0)
     return tuple(np.array(rows).T)
+
+
+def follow(step, config, streams, window=50):
+    """The game of one leader, all seeds at once and one iteration after the other: U(y), arrays (steps + 1, seeds).
+
+    `step(y, w, x, u)` gives the next actions (seeds, d) from the latest `window` labels u of actions x; without labels
+    the policy climbs w.y - action_cost |y|^2. This loop stood in a chapter before `fpo.linear` took a leader.
+    """
+    w, t = [], np.zeros(config.dimensions)
+    t[: config.signal_dimensions] = config.target
+    for seed in config.seeds:
+        w.append(np.random.RandomState(seed).normal(0, config.initial_noise, config.dimensions))
+        w[-1][: config.signal_dimensions] += 1
+    w = np.array(w)
+    y, x, u = np.zeros_like(w), np.empty((len(w), 0, w.shape[1])), np.empty((len(w), 0))
+
+    def utilities(z):
+        return config.utility_scale * np.exp(-config.utility_sharpness * np.sum((z - t) ** 2, axis=-1))
+
+    path = [utilities(y)]
+    for _ in range(config.steps):
+        if x.shape[1]:
+            y = step(y, w, x, u)
+        else:
+            y = y + config.policy_lr * (w - 2 * config.action_cost * y)
+        path.append(utilities(y))
+        noise = [each.normal(size=(config.labels, y.shape[1])) for each in streams]
+        new = y[:, None] + config.label_spread * np.stack(noise)
+        x = np.concatenate([x, new], axis=1)[:, -window:]
+        u = np.concatenate([u, utilities(new)], axis=1)[:, -window:]
+        miss = utilities(new) - (new @ w[..., None])[..., 0]
+        w = (1 - config.rm_decay) * w + config.rm_lr * 2 * (miss[..., None] * new).mean(1)
+    return np.array(path)

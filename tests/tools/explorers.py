@@ -51,11 +51,11 @@ def field(tab, name, value=None):
     return tab.locator(f".explorer [name={name}]" + (f"[value={value}]" if value else ""))
 
 
-def tab_to(tab, name, presses=40):
-    """Go on by Tab to what has this name or class."""
+def tab_to(tab, name, presses=40, called="document.activeElement.name, document.activeElement.className"):
+    """Go on by Tab to what has this name or class, or is so `called` by other expressions of JavaScript."""
     for _ in range(presses):
         tab.keyboard.press("Tab")
-        if name in tab.evaluate("[document.activeElement.name, document.activeElement.className]"):
+        if name in tab.evaluate(f"[{called}]"):
             return
     raise AssertionError(f"no way to {name!r} by keyboard")
 
