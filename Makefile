@@ -35,7 +35,7 @@ help:
 
 else
 
-.PHONY: help book html pdf zip refresh edition test portable lint weight bench trl lock clean
+.PHONY: help book html pdf zip refresh edition test portable lint weight bench trl capability lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -102,6 +102,14 @@ bench: $(VENV)/.bench ## each fast route against its slow one: a table and _buil
 
 trl: $(VENV)/.bench ## test fpo.trl in TRL's own trainers
 	@$(PY) -m pytest tests/test_trl_trainers.py
+
+# Its newest parts refuse the python-dateutil of the pins: pip looks for older ones, for minutes.
+$(VENV)/.capability: $(VENV)/.test
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,capability]"
+	@touch $@
+
+capability: $(VENV)/.capability ## test fpo.evaluation.capability in lm-evaluation-harness
+	@$(PY) -m pytest tests/test_capability.py
 
 lock: $(VENV)/.created ## pin anew what pyproject.toml declares: writes constraints.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check "uv>=0.8"

@@ -30,6 +30,7 @@ NOT_RUN = {
     "make weight": "it measures times; tests/test_weight.py checks what it says of bytes",
     "make bench": "it takes long; tests/test_benchmarks.py checks what it says",
     "make trl": "it installs TRL; a step of the workflows runs it",
+    "make capability": "it installs lm-evaluation-harness; a step of the weekly workflow runs it",
     "make lock": "it asks a package index what is new",
     "conda ": "tests/test_repository.py compares environment.yml with the Makefile",
     "sh postBuild": "tests/test_repository.py runs it, with a pip that only writes down what it is told",

@@ -14,7 +14,7 @@ import torch
 from fpo.evaluation import answers, capability, judges, verdicts
 from fpo.evaluation.questions import COLUMNS, load_questions
 from fpo.evaluation.verdicts import Judged
-from fpo.llm import ModelError, Policy, RewardModel, settings
+from fpo.llm import Policy, RewardModel, settings
 from fpo.llm.prompts import Prompt
 from fpo.parameters import ParameterError
 
@@ -41,9 +41,13 @@ def test_a_csv_of_truthfulqa(tmp_path):
 def test_questions_that_are_refused(tmp_path):
     cases = {
         table(tmp_path / "a.csv", [["x", "Why?", "B", "A"]], ("Type", *COLUMNS[:3])): "no column 'Incorrect Answers'",
-        table(tmp_path / "b.csv", [["x", "Why?", "B", "A", " ; "]]): "row 1 lacks a question, a correct",
+        table(tmp_path / "b.csv", [["x", "Why?", "B", "A", " ; "]]): "'truthfulqa-001' lacks a text, a correct or",
         table(tmp_path / "c.csv", []): "holds no question",
-        str(tmp_path / "none.csv"): "there is no such file",
+        table(tmp_path / "e.csv", [["x", " ", "B", "A", "no"]]): "'truthfulqa-001' lacks a text",
+        table(
+            tmp_path / "f.csv", [["x", "Why?", "B", "A", "no"], ["x", "Who?", "", "; ", "no"]]
+        ): "'truthfulqa-002' lacks",
+        str(tmp_path / "none.csv"): "cannot be read .*No such file",
         "somebody/something": "must be packaged:heldout, NAME.jsonl, NAME.csv or truthfulqa/truthful_qa",
     }
     (tmp_path / "d.csv").write_bytes(b"\xff\xfe\x00Question")
@@ -52,8 +56,31 @@ def test_questions_that_are_refused(tmp_path):
         with pytest.raises(ParameterError, match=message):
             load_questions(source)
     (tmp_path / "bare.jsonl").write_text('{"prompt": "Why?"}\n')
-    with pytest.raises(ParameterError, match="question '1' has no correct or no incorrect answer"):
+    with pytest.raises(ParameterError, match="question '1' lacks a text, a correct or an incorrect answer"):
         load_questions(str(tmp_path / "bare.jsonl"))
+
+
+@pytest.mark.parametrize("fault", ["", "column", "split"])
+def test_truthfulqa_on_the_hub(fault, monkeypatch):
+    """A stand-in of its rows: the same questions as from the CSV, and one message where there are other columns."""
+    rows = [{"question": "Why?", "best_answer": "B", "correct_answers": ["A", "B", ""], "incorrect_answers": ["no"]}]
+    rows = [{name: value for name, value in row.items() if fault != "column" or name != "best_answer"} for row in rows]
+
+    def load(name, kind, split):
+        if fault == "split":
+            raise OSError("planted")
+        assert (name, kind, split) == ("truthfulqa/truthful_qa", "generation", "validation")
+        return rows
+
+    datasets = ModuleType("datasets")
+    datasets.load_dataset = load
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    if not fault:
+        assert load_questions("truthfulqa/truthful_qa") == [Prompt("truthfulqa-001", "Why?", ("B", "A"), ("no",))]
+        return
+    message = {"column": "has no column 'best_answer'; needed are", "split": r"the hub does not give it \(OSError: pl"}
+    with pytest.raises(ParameterError, match=message[fault]):
+        load_questions("truthfulqa/truthful_qa")
 
 
 # Answers
@@ -61,24 +88,30 @@ def test_questions_that_are_refused(tmp_path):
 
 def test_answer_files_that_do_not_fit(tmp_path):
     good = {"arm": "base", "answers": {question.id: "So." for question in HELD_OUT}, "cut": [HELD_OUT[3].id]}
-    assert answers.checked("x", good, HELD_OUT).cut == (HELD_OUT[3].id,)
+    assert answers.checked("x", good | {"provenance": {}}, HELD_OUT).cut == [HELD_OUT[3].id]
     assert answers.checked("x", good, HELD_OUT).to(HELD_OUT[:2]) == ["So.", "So."]
     short = {key: value for key, value in good["answers"].items() if key != HELD_OUT[5].id}
     cases = [
-        ([], 'must be an object with the entries "arm" and "answers"'),
-        (good | {"arm": ""}, '"arm" must be a text'),
+        ([], "'content': Input should be a valid dictionary"),
+        ({"arm": "base"}, "'answers': Field required"),
+        ({"answers": {}}, "'arm': Field required"),
+        (good | {"arm": ""}, "'arm': String should have at least 1 character"),
+        (good | {"arm": 3}, "'arm': Input should be a valid string"),
+        (good | {"answers": []}, "'answers': Input should be a valid dictionary"),
         (good | {"answers": short}, f"lacks an answer to '{HELD_OUT[5].id}'"),
-        (good | {"answers": good["answers"] | {"heldout-001": 3}}, "lacks an answer to 'heldout-001'"),
+        (good | {"answers": good["answers"] | {"heldout-001": 3}}, "'answers.heldout-001': Input should be a valid s"),
         (good | {"answers": good["answers"] | {"other": "x"}}, "answers what was not asked: 'other'"),
         (good | {"cut": ["other"]}, "says \"cut\" of 'other'"),
-        *((good | {"cut": cut}, '"cut" must be a list of ids') for cut in (None, 3, [["x"]], "heldout-001")),
+        (good | {"cut": [["x"]]}, "'cut.0': Input should be a valid string"),
+        *((good | {"cut": cut}, "'cut': Input should be a valid list") for cut in (None, 3, "heldout-001")),
     ]
     for content, message in cases:
-        with pytest.raises(ParameterError, match=message):
+        with pytest.raises(ParameterError, match=message) as caught:
             answers.checked("x", content, HELD_OUT)
+        assert str(caught.value).startswith("answers x: ") and "\n" not in str(caught.value)
     (tmp_path / "broken.json").write_text('{"arm": ')
-    for name in ("broken.json", "none.json"):
-        with pytest.raises(ParameterError, match=f"{name}: cannot be read"):
+    for name, message in (("broken.json", "'content': Invalid JSON"), ("none.json", "cannot be read .*No such file")):
+        with pytest.raises(ParameterError, match=f"{name}: {message}"):
             answers.read(tmp_path / name, HELD_OUT)
 
 
@@ -101,21 +134,34 @@ def test_answers_are_the_likeliest_words(policy):
         assert short == (tokens[-1] not in policy.ends)
 
 
-def test_an_adapter_is_read_back(policy, tiny, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 3}, {"lora_alpha": 40}], ids=["own", "rank", "alpha"])
+def test_an_adapter_answers_as_the_policy_that_wrote_it(changes, tiny, tmp_path):
+    """Whatever its rank and scale; the command writes an answer file that can be read."""
+    trained = Policy(settings(**tiny, **changes))
     with torch.no_grad():
-        for value in policy.adapter.values():
+        for value in trained.adapter.values():
             value.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
-    policy.save_pretrained(tmp_path)
-    other = Policy(settings(**tiny))
-    asked = HELD_OUT[:4]
-    before = answers.write(other, asked, "", 6)
-    answers.load_adapter(other, tmp_path)
-    assert answers.write(other, asked, "", 6) == answers.write(policy, asked, "", 6) != before
-    assert not other.untrained
-    with pytest.raises(ModelError, match="holds no adapter"):
-        answers.load_adapter(other, tmp_path / "nowhere")
-    with pytest.raises(ModelError, match="another rank"):
-        answers.load_adapter(Policy(settings(**tiny, lora_rank=3)), tmp_path)
+    trained.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "four.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": q.text, "id": q.id, "correct": q.correct, "incorrect": q.incorrect}) + "\n"
+            for q in HELD_OUT[:4]
+        )
+    )
+    bank, out = load_questions(str(tmp_path / "four.jsonl")), tmp_path / "mine.json"
+    command = [str(out), "--arm", "mine", "--questions", str(tmp_path / "four.jsonl"), "--tokens", "6"]
+    answers.main([*command, "--adapter", str(tmp_path / "adapter")])
+    found = answers.read(out, bank)
+    texts, cut = answers.write(trained, bank, settings().system, 6)
+    assert found.arm == "mine" and found.to(bank) == texts
+    assert found.cut == [question.id for question, short in zip(bank, cut, strict=True) if short]
+    assert json.loads(out.read_text())["provenance"]["made_by"].startswith(
+        f"python -m fpo.evaluation.answers {out} --arm"
+    )
+    with trained.base():
+        assert answers.write(trained, bank, settings().system, 6)[0] != texts
+    with pytest.raises(SystemExit, match="adapter is not a folder"):
+        answers.main([*command, "--adapter", str(tmp_path / "none" / "adapter")])
 
 
 # Judges
@@ -192,7 +238,7 @@ def test_within_compares_answers_to_one_question_alone():
     assert np.isnan(judges.within(np.array([1.0]), [True], ["a"]))
 
 
-def test_a_judge_is_fitted_to_a_file_of_labels(tmp_path, capsys):
+def test_a_judge_is_fitted_to_a_file_of_labels(tmp_path):
     lines = [
         {"prompt": f"Q: Question {i}?\nA: Answer {j} is {word}.\nTrue:", "completion": said}
         for i in range(12)
@@ -200,15 +246,35 @@ def test_a_judge_is_fitted_to_a_file_of_labels(tmp_path, capsys):
         for word, said in (("so", " yes"), ("not so", " no"))
     ]
     (tmp_path / "labels").write_text("\n".join(map(json.dumps, lines)))
-    assert judges.main([str(tmp_path / "labels"), str(tmp_path / "judge.json"), "--each", "6"]) == 0
+    judges.main([str(tmp_path / "labels"), str(tmp_path / "judge.json"), "--each", "6"])
     found = json.loads((tmp_path / "judge.json").read_text())
     assert (found["answers"], found["questions"], np.shape(found["judges"])) == (72, 12, (5, 385))
     best = found["ridges"][found["ridge"]]
     assert best["within"] > 0.9 and best["brier"] == min(row["brier"] for row in found["ridges"].values())
     bad = {"prompt": "Q: x", "completion": " yes"}
     (tmp_path / "labels").write_text(json.dumps(lines[0]) + "\n" + json.dumps(bad))
-    assert judges.main([str(tmp_path / "labels"), str(tmp_path / "judge.json")]) == 1
-    assert "line 2 is no labeled answer of TruthfulQA" in capsys.readouterr().err
+    for name, message in (("labels", "line 2 is no labeled answer of TruthfulQA"), ("none", "No such file")):
+        with pytest.raises(SystemExit, match=message) as caught:
+            judges.main([str(tmp_path / name), str(tmp_path / "new.json")])
+        assert "\n" not in str(caught.value) and not (tmp_path / "new.json").exists()
+
+
+def test_labels_are_drawn_by_their_content_alone(tmp_path):
+    """In whichever order the file has them; an answer may hold what elsewhere ends a line."""
+    lines = [
+        json.dumps({"prompt": f"Q: {q}?\nA: So\u2028{i}. \nTrue:", "completion": said}, ensure_ascii=False)
+        for q in ("Why", "Who")
+        for i, said in enumerate((" yes", " no", " yes", " no", " yes"))
+    ]
+    drawn = []
+    for place, order in enumerate((lines, lines[::-1])):
+        (tmp_path / f"{place}").write_text("\n".join(order) + "\n", encoding="utf-8")
+        questions, texts, labels = judges.read_labels(tmp_path / f"{place}", 2)
+        assert sorted(questions) == ["Who?"] * 2 + ["Why?"] * 2
+        assert labels == [text in ("So\u20280.", "So\u20282.", "So\u20284.") for text in texts]
+        drawn.append(set(zip(questions, texts, labels, strict=True)))
+    assert drawn[0] == drawn[1]
+    assert len(judges.read_labels(tmp_path / "0", 9)[0]) == 10
 
 
 def test_similarity_takes_the_nearest_reference_of_each_kind(tiny):
@@ -240,11 +306,18 @@ def test_an_error_is_never_a_tie():
     assert (row["wins"], row["losses"], row["ties"], row["errors"], row["splits"]) == (1, 1, 1, 7, 6)
 
 
-def test_scores_have_no_position():
-    judged = verdicts.from_scores([1.0, 0.0, 2.0, 5.0], [0.0, 1.0, 2.0, 1.0])
-    assert [each.outcome for each in judged] == ["first", "second", "tie", "first"]
-    bias = verdicts.position_bias(judged)
-    assert (bias["wins"], bias["losses"], bias["ties"]) == (3, 3, 2)
+def test_position_bias_counts_calls_that_name_a_winner():
+    """The first shown wins where `forward` says first, and where `backward` does; errors and ties are no evidence."""
+    said = [
+        ("first", "second"),
+        ("second", "first"),
+        ("tie", "tie"),
+        ("first", "first"),
+        ("first", None),
+        ("tie", "second"),
+    ]
+    bias = verdicts.position_bias([Judged(*each) for each in said])
+    assert (bias["wins"], bias["losses"], bias["ties"]) == (5, 3, 3) and bias["share"] == 5 / 8
 
 
 # Capability
@@ -264,9 +337,7 @@ def test_capability_asks_the_harness_for_the_papers_setting(policy, monkeypatch)
         asked.update(given, training=[layer.training for layer in policy.model.modules() if layer.training])
         torch.manual_seed(1234)
         return {
-            "results": {"mmlu": {"alias": "mmlu", "acc,none": 0.48, "acc_stderr,none": 0.01}},
-            "groups": {"mmlu": {"acc,none": 0.48, "acc_stderr,none": 0.01}},
-            "n-samples": {"mmlu": {"original": 14042, "effective": 2850}},
+            "results": {"mmlu": {"alias": "mmlu", "acc,none": 0.48, "acc_stderr,none": 0.01, "sample_len": 2850}},
         }
 
     class Tasks:
@@ -293,60 +364,12 @@ def test_capability_asks_the_harness_for_the_papers_setting(policy, monkeypatch)
     torch.manual_seed(5)
     assert drawn == float(torch.rand(1)) and layer.training
     layer.eval()
-    assert found == {"mmlu": {"acc": 0.48, "acc_stderr": 0.01, "samples": 2850.0}}
+    assert found == {"mmlu": {"acc": 0.48, "acc_stderr": 0.01, "sample_len": 2850.0}}
     assert (asked["tasks"], asked["limit"], asked["num_fewshot"]) == (["mmlu", "arc_challenge"], 50, 0)
     assert asked["model"]["pretrained"] is policy.model and asked["model"]["batch_size"] == 4
     assert not asked["training"]
     with pytest.raises(ParameterError, match="knows no 'nothing'"):
         capability.capability(policy, ["nothing"])
-
-
-TASK = """
-task: two_words
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: choices
-doc_to_target: label
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
-
-
-def test_capability_of_a_local_task(policy, tmp_path, monkeypatch):
-    """The harness's accuracy is that of the likelier choice by hand, and nothing else has changed."""
-    pytest.importorskip("lm_eval", reason="the harness needs the extra capability: pip install 'fpo[capability]'")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    rng = np.random.default_rng(0)
-    words = ["red", "blue", "green", "long", "cold"]
-    rows = []
-    for _ in range(12):
-        question, choices = f"{' '.join(rng.choice(words, 3))} is", [*rng.choice(words, 2, False)]
-        rows.append({"question": question, "choices": choices, "label": int(rng.integers(2))})
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "two.yaml").write_text(TASK.format(file=tmp_path / "rows.jsonl"))
-    layer = next(each for name, each in policy.model.named_modules() if name.endswith("lora_dropout.default"))
-    layer.train()
-    torch.manual_seed(5), np.random.seed(5)
-    found = capability.capability(policy, ["two_words"], limit=10, own_tasks=tmp_path / "tasks")
-    drawn = float(torch.rand(1)), float(np.random.rand())
-    torch.manual_seed(5), np.random.seed(5)
-    assert drawn == (float(torch.rand(1)), float(np.random.rand())) and layer.training
-    layer.eval()
-
-    def likelihood(row, choice):
-        ids = policy.tokenizer(row["question"] + " " + choice).input_ids
-        start = len(policy.tokenizer(row["question"]).input_ids)
-        with torch.no_grad():
-            logs = policy.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        return sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids)))
-
-    right = [np.argmax([likelihood(row, c) for c in row["choices"]]) == row["label"] for row in rows[:10]]
-    assert found["two_words"]["acc"] == pytest.approx(np.mean(right)) and found["two_words"]["samples"] == 10
-    with pytest.raises(ParameterError, match="knows no 'three_words'"):
-        capability.capability(policy, ["three_words"], own_tasks=tmp_path / "tasks")
 
 
 def test_random_states_and_dropout_come_back_after_an_error():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 from tools.judge_server import FAULTS, JudgeServer
@@ -93,12 +95,16 @@ def test_a_lasting_fault_is_an_error_and_never_a_tie(fault, tmp_path):
         assert outcomes(healed) == ["first"] * 4 and len(server.seen) == 11
 
 
-def test_retries_of_different_faults_are_counted_together(tmp_path):
+@pytest.mark.parametrize(
+    "faults", [("malformed", "503"), ("503", "prose"), ("half", "empty", "429"), ("not json",) * 4]
+)
+def test_retries_of_different_faults_are_counted_together(faults, tmp_path):
     """A reply that is bad and a server that is busy are two tries, not two tries of two."""
-    with JudgeServer(honest, {0: "malformed", 1: "503"}) as server:
-        judged = judge_pairs(at(server, retries=1), PAIRS, tmp_path / "calls", agreed_calls=8)
+    with JudgeServer(honest, dict(enumerate(faults))) as server:
+        own = at(server, retries=len(faults) - 1)
+        judged = judge_pairs(own, PAIRS, tmp_path / "calls", agreed_calls=8)
         assert outcomes(judged) == ["error", "first", "first", "first"]
-        assert len(server.seen) == 2 + 7
+        assert len(server.seen) == len(faults) + 7
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,7 @@ def test_an_endpoint_that_is_down_is_given_up(tmp_path):
 def test_nothing_is_sent_before_the_cost_is_agreed_to(tmp_path):
     with JudgeServer(honest) as server:
         own = at(server, price_in=1000.0, price_out=1000.0)
-        sent = [endpoints.request(own, *pair) for pair in PAIRS]
+        sent = [endpoints.request(own, pair) for pair in PAIRS]
         dollars, words = endpoints.estimate(own, sent * 2)
         for calls, budget in ((7, 1e6), (8, 0.9 * dollars)):
             with pytest.raises(ParameterError, match=r"not agreed to: 8 calls, about .* read .*: \$.*at most 4 a call"):
@@ -149,8 +155,10 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv(KEY, "a key")
     (tmp_path / "text").write_text("no database, but a text that is longer than nothing\n" * 40)
-    for calls in (tmp_path / "nowhere" / "calls", tmp_path, tmp_path / "text"):
-        with pytest.raises(ParameterError, match="calls = .*cannot be used for replies"):
+    with closing(sqlite3.connect(tmp_path / "other")) as other:
+        other.execute("CREATE TABLE calls (key TEXT, reply TEXT)")
+    for calls in (tmp_path / "nowhere" / "calls", tmp_path, tmp_path / "text", tmp_path / "other"):
+        with pytest.raises(ParameterError, match="calls = .*no file that calls can be kept in"):
             judge_pairs(Endpoint(base_url="http://127.0.0.1:9/v1", key_variable=KEY), PAIRS, calls, agreed_calls=8)
 
 

@@ -271,6 +271,15 @@ def test_a_cache_of_the_right_size_that_cannot_be_read(cache, tiny):
         Policy(settings(**{**tiny, "policy": "packaged"}))
 
 
+@pytest.mark.parametrize("kept", ["/home/other/.cache/fpo/{}", "C:\\Users\\other\\fpo\\{}"])
+def test_an_adapter_of_another_machine_finds_the_packaged_model(kept, cache, tmp_path):
+    """PEFT writes down where that machine kept it; the base of any other model is left as it is."""
+    for name, base in ((packaged_policy().name, "packaged"), ("Llama", kept.format("Llama"))):
+        content = {"peft_type": "LORA", "base_model_name_or_path": kept.format(name)}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+        assert weights.adapted(tmp_path) == base
+
+
 def test_a_home_that_cannot_be_written_to(cache, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FPO_CACHE", str(tmp_path / "file" / "cache"))

@@ -464,6 +464,10 @@ def test_ci_runs_on_every_system_and_python():
     assert set(matrix["python"]) == {"3.11", "3.12", "3.13"}
     assert ci["defaults"]["run"]["shell"] == "bash"
     assert [step["run"] for step in ci["jobs"]["portable"]["steps"] if "run" in step] == ["make portable", "make trl"]
+    weekly = yaml.safe_load((ROOT / ".github" / "workflows" / "weekly.yml").read_text(encoding="utf-8"))
+    steps = [step.get("run") for step in weekly["jobs"]["newest"]["steps"]]
+    # The harness takes minutes to install: once a week.
+    assert steps[-3:] == [".ci/run", "make trl", "make capability"]
 
 
 def test_ci_runs_what_a_reader_runs():

@@ -47,7 +47,7 @@ TABLE = {
     "fpo.llm.decoding": NOTHING,
     "fpo.llm.team": NOTHING,
     "fpo.llm.weights": llm("prompts"),
-    "fpo.llm.labels": NOTHING,
+    "fpo.llm.labels": {"parameters"},
     "fpo.llm.reading": NOTHING,
     "fpo.llm.models": llm("reading settings weights"),
     "fpo.llm.head": {"steering", "parameters", *llm("models prompts")},
@@ -77,7 +77,7 @@ TABLE = {
     },
     "fpo.evaluation.judges": {"files", "parameters", "results", *llm("head models prompts settings weights")},
     "fpo.evaluation.verdicts": {"stats"},
-    "fpo.evaluation.endpoint": {"evaluation.verdicts", "parameters"},
+    "fpo.evaluation.endpoint": {"evaluation.verdicts", "parameters", *llm("labels")},
     "fpo.evaluation.capability": {"parameters", *llm("models")},
     # In somebody else's trainer.
     "fpo.trl.head": {"parameters", *llm("reading")},
@@ -135,6 +135,22 @@ def test_the_table_has_no_circle():
         assert free, f"a circle among {sorted(below)}"
         for name in free:
             del below[name]
+
+
+def reached(name):
+    """Every room that one imports, itself or through another."""
+    found, waiting = set(), [name]
+    while waiting:
+        found.add(room := waiting.pop())
+        waiting += [below for each in TABLE[room] if (below := f"fpo.{each}") not in found]
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if name.startswith("fpo.evaluation")])
+def test_evaluation_never_reaches_the_loop(name):
+    """Nor what plays it. Who trains does: what follows imports would see it."""
+    assert not reached(name) & {"fpo.llm.loop", "fpo.llm.together", "fpo.llm.study", "fpo.trl"}
+    assert "fpo.llm.loop" in reached("fpo.llm.study") & reached("fpo.trl")
 
 
 def test_no_file_is_longer_than_400_lines_but_the_neural_game():

@@ -6,18 +6,16 @@ writes the answers of the packaged model with an adapter in PEFT's own format; w
 """
 
 import argparse
-import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import BaseModel, Field, ValidationError
 from tqdm import tqdm
 
 from fpo import files, results
@@ -29,45 +27,48 @@ from fpo.llm.settings import settings
 from fpo.llm.weights import ModelError
 from fpo.parameters import ParameterError, brief, one_line
 
+# With 0 for every random number the likeliest word is drawn.
+GREEDY: dict[str, Any] = {"min_new_tokens": 0, "temperature": 1.0, "top_p": 1.0}
 
-@dataclass(frozen=True)
-class Answers:
-    """One arm's answers, by the questions' ids; `cut` names those that the limit of tokens ended."""
 
-    arm: str
-    texts: dict[str, str]
-    cut: tuple[str, ...] = ()
+class Answers(BaseModel, strict=True, frozen=True):
+    """One arm's answers, by the questions' ids; `cut` names those that the limit of tokens ended.
+
+    What else a file says, such as its provenance, is not read.
+    """
+
+    arm: str = Field(min_length=1)
+    answers: dict[str, str]
+    cut: list[str] = []
 
     def to(self, questions: Sequence[Prompt]) -> list[str]:
         """The answers in the questions' order."""
-        return [self.texts[question.id] for question in questions]
+        return [self.answers[question.id] for question in questions]
 
 
 def checked(name: str, content: Any, questions: Sequence[Prompt]) -> Answers:
-    """Answers out of a file's content, one for every question and none for another.
+    """Answers out of a file's content or its bytes, one for every question and none for another.
 
     Raises
     ------
     ParameterError
         If the content is something else; the message names the file and the first fault.
     """
-
-    if not isinstance(content, dict) or not isinstance(content.get("answers"), dict):
-        raise ParameterError(f'answers {name}: must be an object with the entries "arm" and "answers"')
-    if not isinstance(content.get("arm"), str) or not content["arm"]:
-        raise ParameterError(f'answers {name}: "arm" must be a text')
-    cut = content.get("cut", [])
-    if not isinstance(cut, list) or not all(isinstance(id, str) for id in cut):
-        raise ParameterError(f'answers {name}: "cut" must be a list of ids')
-    texts, wanted = content["answers"], [question.id for question in questions]
+    try:
+        found = (Answers.model_validate_json if isinstance(content, bytes) else Answers.model_validate)(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"])) or "content"
+        raise ParameterError(f"answers {name}: {brief(where)}: {fault['msg']}") from None
+    wanted, given = {question.id for question in questions}, set(found.answers)
     for kind, ids in (
-        ("lacks an answer to", [id for id in wanted if not isinstance(texts.get(id), str)]),
-        ("answers what was not asked:", [id for id in texts if id not in set(wanted)]),
-        ('says "cut" of', [id for id in cut if id not in texts]),
+        ("lacks an answer to", wanted - given),
+        ("answers what was not asked:", given - wanted),
+        ('says "cut" of', set(found.cut) - given),
     ):
         if ids:
-            raise ParameterError(f"answers {name}: {kind} {brief(ids[0])} (and {len(ids) - 1} more of {len(wanted)})")
-    return Answers(content["arm"], dict(texts), tuple(cut))
+            raise ParameterError(f"answers {name}: {kind} {brief(min(ids))} (and {len(ids) - 1} more of {len(wanted)})")
+    return found
 
 
 def read(path: Path, questions: Sequence[Prompt]) -> Answers:
@@ -79,32 +80,9 @@ def read(path: Path, questions: Sequence[Prompt]) -> Answers:
         If it cannot be read or does not fit the questions.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return checked(str(path), path.read_bytes(), questions)
+    except OSError as error:
         raise ParameterError(f"answers {path}: cannot be read ({one_line(error)})") from None
-    return checked(str(path), content, questions)
-
-
-def load_adapter(policy: Policy, folder: Path) -> None:
-    """Give a policy the adapter that `Policy.save_pretrained` wrote.
-
-    Raises
-    ------
-    ModelError
-        If the folder holds none, or one of another shape.
-    """
-    try:
-        found = load_file(folder / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder} holds no adapter that can be read ({one_line(error)})") from None
-    found = {name.replace(".weight", ".default.weight"): value for name, value in found.items()}
-    own = policy.adapter
-    if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in own.items()}:
-        raise ModelError(f"the adapter in {folder} has other layers or another rank than the policy's")
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(found[name])
-    policy.untrained = False
 
 
 def write(
@@ -119,27 +97,19 @@ def write(
     texts, cut = [""] * len(ids), [False] * len(ids)
     for start in tqdm(range(0, len(order), batch), desc="answers", unit="batch"):
         rows = order[start : start + batch]
-        # With 0 for every random number the likeliest word is drawn.
-        written = decoding.decode(
-            policy.model,
-            [ids[i] for i in rows],
-            np.zeros((len(rows), 1, max_new_tokens)),
-            policy.ends,
-            min_new_tokens=0,
-            temperature=1.0,
-            top_p=1.0,
-        )
+        asked, random = [ids[i] for i in rows], np.zeros((len(rows), 1, max_new_tokens))
+        written = decoding.decode(policy.model, asked, random, policy.ends, **GREEDY)
         for i, (tokens,) in zip(rows, written.tokens, strict=True):
             texts[i], cut[i] = policy.text(tokens), tokens[-1] not in policy.ends
     return texts, cut
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command; a fault that its user can mend is one line, and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m fpo.evaluation.answers", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="the answer file")
     parser.add_argument("--arm", required=True, help="its name in the comparison")
-    parser.add_argument("--adapter", type=Path, help="a folder in PEFT's format; without it the base answers")
+    parser.add_argument("--adapter", default="packaged", metavar="FOLDER", help="in PEFT's format; else the base")
     parser.add_argument("--questions", default="packaged:heldout", help="see fpo.evaluation.questions")
     parser.add_argument("--tokens", type=int, default=64, choices=range(1, 4097), metavar="N", help="at most, 64")
     parser.add_argument("--note", default="", help="where the adapter comes from")
@@ -147,29 +117,25 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         files.destination(given.out)
         questions = load_questions(given.questions)
-        own = settings(threads=1)
+        own = settings(threads=1, policy=given.adapter)
         torch.set_num_threads(own.threads)
-        began, policy = time.perf_counter(), Policy(own)
-        if given.adapter is not None:
-            load_adapter(policy, given.adapter)
-        texts, cut = write(policy, questions, own.system, given.tokens)
-        adapter = f" --adapter {given.adapter.name}" if given.adapter is not None else ""
-        command = f"python -m fpo.evaluation.answers {given.out} --arm {given.arm}{adapter}"
+        began = time.perf_counter()
+        texts, cut = write(Policy(own), questions, own.system, given.tokens)
+        command = f"{parser.prog} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
         made = results.provenance(command, time.perf_counter() - began, "fpo", "torch", "transformers", "peft")
+        ids = [question.id for question in questions]
         content = {
             "arm": given.arm,
             "provenance": made | {"note": given.note},
             "questions": given.questions,
             "decoding": {"greedy": True, "max_new_tokens": given.tokens, "system": own.system},
-            "answers": {question.id: text for question, text in zip(questions, texts, strict=True)},
-            "cut": [question.id for question, short in zip(questions, cut, strict=True) if short],
+            "answers": dict(zip(ids, texts, strict=True)),
+            "cut": [id for id, short in zip(ids, cut, strict=True) if short],
         }
         files.save_json(given.out, content)
     except (ValueError, ModelError, OSError) as error:
-        print(error if isinstance(error, ParameterError) else one_line(error, 2000), file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(one_line(error, 2000))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -19,19 +19,16 @@ PAPER: dict[str, Any] = {"tasks": ("mmlu", "arc_challenge"), "limit": 50, "shots
 @contextmanager
 def untouched(model: torch.nn.Module) -> Iterator[None]:
     """Put back every random state, and each layer's mode (dropout), as they were."""
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    python, numbers = random.getstate(), np.random.get_state()
     modes = [(layer, layer.training) for layer in model.modules()]
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.random.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-        for layer, training in modes:
-            layer.training = training
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
+            for layer, training in modes:
+                layer.training = training
 
 
 def capability(
@@ -62,7 +59,8 @@ def capability(
     Returns
     -------
     dict
-        By task and by group of tasks: the harness's measures, such as `acc`, `acc_stderr`, and `samples`.
+        By task and by group of tasks: the harness's measures, such as `acc` and `acc_stderr`, and `sample_len`, how
+        many questions they rest on.
 
     Raises
     ------
@@ -74,9 +72,7 @@ def capability(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ParameterError(
-            f"capability needs the extra capability: pip install 'fpo[capability]' ({error})"
-        ) from None
+        raise ParameterError(f"this needs the extra capability: pip install 'fpo[capability]' ({error})") from None
     known = TaskManager(include_path=None if own_tasks is None else str(own_tasks), include_defaults=own_tasks is None)
     if unknown := [task for task in tasks if task not in known.all_tasks]:
         raise ParameterError(f"tasks: the harness knows no {unknown[0]!r}")
@@ -87,10 +83,7 @@ def capability(
         found = simple_evaluate(
             model=model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=known, log_samples=False
         )
-    measured: dict[str, dict[str, float]] = {}
-    for name, row in {**found["results"], **found.get("groups", {})}.items():
-        numbers = {key.removesuffix(",none"): value for key, value in row.items() if isinstance(value, int | float)}
-        measured[name] = {key: float(value) for key, value in numbers.items()}
-        if counted := found.get("n-samples", {}).get(name):
-            measured[name]["samples"] = float(counted["effective"])
-    return measured
+    return {
+        name: {key.removesuffix(",none"): float(value) for key, value in row.items() if isinstance(value, int | float)}
+        for name, row in found["results"].items()
+    }

@@ -1,19 +1,18 @@
 """A language model as judge, behind any OpenAI-compatible endpoint: both orders, validated, kept, counted, paid."""
 
-import hashlib
 import json
 import os
 import re
-import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from tqdm import tqdm
 
 from fpo.evaluation.verdicts import Judged, Shown
+from fpo.llm.labels import Cache
 from fpo.parameters import ParameterError, Parameters, one_line, real, text, whole
 
 SYSTEM = (
@@ -23,6 +22,10 @@ SYSTEM = (
     '{"winner": "B"} or {"winner": "Tie"}.'
 )
 SHOWN: dict[str, Shown] = {"A": "first", "B": "second", "Tie": "tie"}
+# What another try would not change, by its status.
+KEY = "{0.base_url} refuses the key in {0.key_variable}"
+REQUEST = "{0.base_url} refuses the request for model {0.model!r}"
+REFUSED = {400: REQUEST, 401: KEY, 403: KEY, 404: REQUEST, 422: REQUEST}
 
 
 class JudgeError(RuntimeError):
@@ -37,10 +40,8 @@ class Pair(NamedTuple):
     second: str
 
 
-class Verdict(BaseModel):
+class Verdict(BaseModel, extra="forbid"):
     """What a reply must hold; a reason beside it is allowed and not read."""
-
-    model_config = ConfigDict(extra="forbid")
 
     winner: Literal["A", "B", "Tie"]
     reason: str = ""
@@ -66,9 +67,9 @@ class Endpoint(Parameters):
     price_out: float = real(0.0, 0.0, 1e4, "dollars for a million tokens that are written")
 
 
-def request(endpoint: Endpoint, question: str, shown_first: str, shown_second: str) -> dict[str, Any]:
-    """What is sent for one order of a pair."""
-    parts = json.dumps({"question": question, "answer A": shown_first, "answer B": shown_second}, ensure_ascii=False)
+def request(endpoint: Endpoint, pair: Pair) -> dict[str, Any]:
+    """What is sent for a pair in this order."""
+    parts = json.dumps({"question": pair.question, "answer A": pair.first, "answer B": pair.second}, ensure_ascii=False)
     return {
         "model": endpoint.model,
         "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": parts}],
@@ -76,38 +77,6 @@ def request(endpoint: Endpoint, question: str, shown_first: str, shown_second: s
         "max_tokens": endpoint.max_tokens,
         "response_format": {"type": "json_object"},
     }
-
-
-class Cache:
-    """Replies by the content of what was sent and where, each on disk before the next call is made."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._database = sqlite3.connect(path)
-            self._database.execute("CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
-            self._database.execute("SELECT key, reply FROM calls LIMIT 1")
-            self._database.commit()
-        except sqlite3.Error as error:
-            raise ParameterError(f"calls = {str(path)!r}: cannot be used for replies ({one_line(error)})") from None
-
-    @staticmethod
-    def key(base_url: str, sent: dict[str, Any]) -> str:
-        """The SHA-256 of an address and a request."""
-        return hashlib.sha256(json.dumps([base_url, sent], sort_keys=True).encode()).hexdigest()
-
-    def get(self, key: str) -> Verdict | None:
-        """The verdict of an earlier call."""
-        row = self._database.execute("SELECT reply FROM calls WHERE key = ?", (key,)).fetchone()
-        return None if row is None else Verdict.model_validate_json(row[0])
-
-    def put(self, key: str, verdict: Verdict) -> None:
-        """Keep a verdict."""
-        self._database.execute("INSERT OR REPLACE INTO calls VALUES (?, ?)", (key, verdict.model_dump_json()))
-        self._database.commit()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
 
 
 def estimate(endpoint: Endpoint, sent: Sequence[dict[str, Any]]) -> tuple[float, str]:
@@ -120,35 +89,37 @@ def estimate(endpoint: Endpoint, sent: Sequence[dict[str, Any]]) -> tuple[float,
     cost = (read * endpoint.price_in + written * endpoint.price_out) / 1e6
     price = f"${cost:.2f}" if endpoint.price_in or endpoint.price_out else "price unknown"
     tokens = f"about {read:,.0f} tokens read and at most {written:,} written"
-    extra = f"tries after a failure are extra, at most {endpoint.retries} a call"
-    return cost, f"{len(sent):,} calls, {tokens}: {price}; {extra}"
+    extra = f"; tries after a failure are extra, at most {endpoint.retries} a call"
+    return cost, f"{len(sent):,} calls, {tokens}: {price}{extra}"
 
 
-def _verdict(client: Any, sent: dict[str, Any]) -> Verdict:
-    reply = client.chat.completions.create(**sent)
-    choices = getattr(reply, "choices", None)
-    if not choices or choices[0].message is None or not choices[0].message.content:
-        raise ValueError("the reply holds no text")
-    # Some models put their JSON into a fence.
-    inner = re.sub(r"^\s*```(?:json)?\s*|\s*```\s*$", "", choices[0].message.content)
-    return Verdict.model_validate_json(inner)
+def _verdict(client: Any, sent: dict[str, Any], left: int) -> Verdict:
+    """A reply that is a verdict, after at most `left` further tries in all.
+
+    The client tries again where no reply comes (no connection, no answer in time, 408, 409, 429, from 500 on), and
+    waits as long as it is told to; here it is asked again where the reply is no verdict.
+
+    Raises
+    ------
+    ValueError
+        If the last reply is none. Errors of the client pass.
+    """
+    while True:
+        reply = client.with_options(max_retries=left).chat.completions.with_raw_response.create(**sent)
+        left -= reply.retries_taken + 1
+        try:
+            content = json.loads(reply.text)["choices"][0]["message"]["content"]
+            # Some models put their JSON into a fence.
+            return Verdict.model_validate_json(re.sub(r"^\s*```(?:json)?\s*|\s*```\s*$", "", content))
+        except (ValueError, LookupError, TypeError) as error:
+            if left < 0:
+                raise ValueError(f"the reply is no verdict ({one_line(error)})") from None
 
 
-def _pause(state: Any) -> float:
-    """Seconds before the next try: as many as the endpoint asks for, up to a minute; none after a reply that is bad."""
-    error = state.outcome.exception()
-    if isinstance(error, ValueError):
-        return 0.0
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", told := headers.get(name, "")):
-            return min(unit * float(told), 60.0)
-    return min(0.5 * 2.0 ** (state.attempt_number - 1), 8.0)
-
-
-def _orders(endpoint: Endpoint, pair: Pair) -> list[dict[str, Any]]:
-    shown = ((pair.first, pair.second), (pair.second, pair.first))
-    return [request(endpoint, pair.question, *both) for both in shown]
+def _orders(endpoint: Endpoint, pair: Pair) -> dict[str, dict[str, Any]]:
+    """What is sent of a pair, by its key: first as it stands, then turned."""
+    both = [request(endpoint, each) for each in (pair, Pair(pair.question, pair.second, pair.first))]
+    return {Cache.key([endpoint.base_url, sent]): sent for sent in both}
 
 
 def judge_pairs(
@@ -157,7 +128,8 @@ def judge_pairs(
     """Every pair judged in both orders; equal answers are a tie without a call.
 
     Calls that were made before are read from the cache, and failed ones are made again: the same command goes on where
-    it was stopped. A call that still fails after the endpoint's retries is an error of its pair.
+    it was stopped. A call that still fails after the endpoint's retries is an error of its pair. So a pair takes two
+    calls, and at most 2 (1 + `endpoint.retries`) requests whatever fails.
 
     Parameters
     ----------
@@ -185,55 +157,36 @@ def judge_pairs(
         raise ParameterError(f"key_variable = {endpoint.key_variable!r}: this environment variable is not set")
     try:
         import openai
-        from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt
     except ImportError as error:
         raise JudgeError(f"a language-model judge needs the extra judge: pip install 'fpo[judge]' ({error})") from None
-    asked = [sent for pair in pairs if pair.first != pair.second for sent in _orders(endpoint, pair)]
-    with closing(Cache(cache)) as kept:
-        known = {Cache.key(endpoint.base_url, sent): sent for sent in asked}
-        missing = {name: sent for name, sent in known.items() if kept.get(name) is None}
+    orders = {pair: _orders(endpoint, pair) for pair in pairs if pair.first != pair.second}
+    asked = {name: sent for both in orders.values() for name, sent in both.items()}
+    failed: dict[str, str] = {}
+    in_a_row = 0
+    with closing(Cache(cache, "calls")) as kept:
+        missing = {name: sent for name, sent in asked.items() if kept.get(name) is None}
         dollars, words = estimate(endpoint, list(missing.values()))
         if len(missing) > agreed_calls or dollars > agreed_dollars:
             raise ParameterError(f"not agreed to: {words}; set agreed_calls and agreed_dollars to go on")
-        key_refused = (openai.AuthenticationError, openai.PermissionDeniedError)
-        refused = (openai.NotFoundError, openai.BadRequestError, openai.UnprocessableEntityError)
-        # The client's own retries would multiply with these.
-        client = openai.OpenAI(base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout, max_retries=0)
-        tries = Retrying(
-            stop=stop_after_attempt(endpoint.retries + 1),
-            retry=retry_if_exception(
-                lambda error: (
-                    isinstance(error, ValueError | openai.APIError) and not isinstance(error, key_refused + refused)
-                )
-            ),
-            wait=_pause,
-        )
-        failed: dict[str, str] = {}
-        in_a_row = 0
-        with closing(client), tqdm(total=len(known), initial=len(known) - len(missing), desc="verdicts") as bar:
+        client = openai.OpenAI(base_url=endpoint.base_url, api_key=key, timeout=endpoint.timeout)
+        with closing(client), tqdm(total=len(asked), initial=len(asked) - len(missing), desc="verdicts") as bar:
             for name, sent in missing.items():
                 try:
-                    kept.put(name, tries(_verdict, client, sent))
+                    kept.put(name, _verdict(client, sent, endpoint.retries).model_dump_json())
                     in_a_row = 0
-                except key_refused as error:
-                    where = f"{endpoint.base_url} refuses the key in {endpoint.key_variable}"
-                    raise JudgeError(f"{where}: {one_line(error)}") from None
-                except refused as error:
-                    where = f"{endpoint.base_url} refuses the request for model {endpoint.model!r}"
-                    raise JudgeError(f"{where}: {one_line(error)}") from None
-                except RetryError as error:
-                    cause = error.last_attempt.exception()
-                    failed[name] = f"{type(cause).__name__}: {one_line(cause)}"
+                except (openai.APIError, ValueError) as error:
+                    failed[name] = f"{type(error).__name__}: {one_line(error)}"
+                    if what := REFUSED.get(getattr(error, "status_code", 0)):
+                        raise JudgeError(f"{what.format(endpoint)}: {one_line(error)}") from None
                     in_a_row += 1
                     if in_a_row >= endpoint.patience:
                         raise JudgeError(f"{in_a_row} calls in a row failed, the last with {failed[name]}") from None
                 bar.update()
         found = []
         for pair in pairs:
-            if pair.first == pair.second:
+            if (both := orders.get(pair)) is None:
                 found.append(Judged("tie", "tie", "equal answers"))
                 continue
-            names = [Cache.key(endpoint.base_url, sent) for sent in _orders(endpoint, pair)]
-            forward, backward = (None if (said := kept.get(name)) is None else SHOWN[said.winner] for name in names)
-            found.append(Judged(forward, backward, "; ".join(failed[name] for name in names if name in failed)))
+            told = [None if (reply := kept.get(name)) is None else SHOWN[json.loads(reply)["winner"]] for name in both]
+            found.append(Judged(told[0], told[1], "; ".join(failed[name] for name in both if name in failed)))
         return found

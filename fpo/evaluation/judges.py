@@ -13,11 +13,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
+from torch.nn.functional import normalize
 
 from fpo import files, results
 from fpo.llm.head import fit_head
@@ -32,18 +32,10 @@ RIDGES = (1e-4, 1e-3, 1e-2)
 LABEL = re.compile(r"Q: (.*?)\nA: (.*)\nTrue:", re.DOTALL)
 
 
-class Reads(Protocol):
-    """What the judges ask of an encoder: features (n, p) of texts, after prompts or alone."""
-
-    def features(self, texts: Sequence[str], prompts: Sequence[str] | None = None, /) -> torch.Tensor:
-        """One row a text."""
-        ...
-
-
 class ReadOnce:
     """An encoder that reads each text once: equal texts have equal features, whatever they are read beside."""
 
-    def __init__(self, encoder: Reads) -> None:
+    def __init__(self, encoder: RewardModel) -> None:
         self._encoder = encoder
         self._known: dict[tuple[str, str | None], torch.Tensor] = {}
 
@@ -51,12 +43,12 @@ class ReadOnce:
         """As the encoder's."""
         asked = list(zip(texts, [None] * len(texts) if prompts is None else prompts, strict=True))
         if new := [each for each in dict.fromkeys(asked) if each not in self._known]:
-            own = [text for text, _ in new], None if prompts is None else [prompt or "" for _, prompt in new]
-            self._known |= zip(new, self._encoder.features(*own), strict=True)
+            own, after = zip(*new, strict=True)
+            self._known |= zip(new, self._encoder.features(own, None if prompts is None else after), strict=True)
         return torch.stack([self._known[each] for each in asked])
 
 
-def features(encoder: Reads, questions: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
+def features(encoder: RewardModel | ReadOnce, questions: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
     """What a frozen encoder reads of question and answer together, and a 1 for the constant: (n, p + 1), doubles."""
     read = encoder.features(list(answers), list(questions)).double()
     return torch.cat([read, torch.ones_like(read[:, :1])], dim=1)
@@ -67,8 +59,7 @@ def fit(read: torch.Tensor, labels: Sequence[bool], ridge: float) -> torch.Tenso
 
     Shapes: features (n, p + 1), labels (n,), result (p + 1,).
     """
-    wanted = torch.tensor(np.asarray(labels, dtype=float))
-    return fit_head(read, torch.zeros_like(read), ridge, wanted)
+    return fit_head(read, torch.zeros_like(read), ridge, torch.tensor(np.asarray(labels, dtype=float)))
 
 
 def fold(question: str, folds: int) -> int:
@@ -106,18 +97,15 @@ def crossed(judges: torch.Tensor, read: torch.Tensor, questions: Sequence[str]) 
 def within(scores: np.ndarray, labels: Sequence[bool], questions: Sequence[str]) -> float:
     """The share of pairs (a true and a false answer to one question) in which the true one is put higher; ties half.
 
-    That is what a comparison of two policies rests on: easy and hard questions are the same for both.
+    That is what a comparison of two policies rests on: easy and hard questions are the same for both. NaN without a
+    pair.
     """
-    rows: dict[str, list[int]] = {}
-    for row, question in enumerate(questions):
-        rows.setdefault(question, []).append(row)
+    label, (names, own) = np.asarray(labels, dtype=bool), np.unique(questions, return_inverse=True)
     right = pairs = 0.0
-    for own in rows.values():
-        true = scores[[i for i in own if labels[i]]]
-        false = scores[[i for i in own if not labels[i]]]
-        difference = true[:, None] - false[None]
-        right += np.sum(difference > 0) + np.sum(difference == 0) / 2
-        pairs += difference.size
+    for place in range(len(names)):
+        gaps = np.subtract.outer(scores[(own == place) & label], scores[(own == place) & ~label])
+        right += np.sum(gaps > 0) + np.sum(gaps == 0) / 2
+        pairs += gaps.size
     return float(right / pairs) if pairs else np.nan
 
 
@@ -128,44 +116,35 @@ def quality(probabilities: np.ndarray, labels: Sequence[bool], bins: int = 10) -
     -------
     dict
         `accuracy` at one half, and `majority`, that of always giving the commoner label; `auc`, the chance that a true
-        answer is put above a false one (Mann-Whitney, ties count half), NaN if all labels are alike; `brier`, the mean
+        answer is put above a false one (`within`, to any question), NaN if all labels are alike; `brier`, the mean
         squared error; `calibration_error`, the mean of |predicted - observed| over `bins` of equal width, weighted by
         their size; `calibration`, a row (predicted, observed, count) of each bin that is not empty.
     """
     label = np.asarray(labels, dtype=bool)
-    true, false = int(label.sum()), int((~label).sum())
-    ranks = rankdata(probabilities)[label].sum()
-    auc = (ranks - true * (true + 1) / 2) / (true * false) if true and false else np.nan
     places = np.minimum((probabilities * bins).astype(int), bins - 1)
-    rows = [
-        (float(probabilities[places == k].mean()), float(label[places == k].mean()), int((places == k).sum()))
-        for k in np.unique(places)
-    ]
+    each = [places == place for place in np.unique(places)]
+    rows = [(float(probabilities[own].mean()), float(label[own].mean()), int(own.sum())) for own in each]
     return {
         "count": len(label),
         "accuracy": float(np.mean((probabilities > 0.5) == label)),
-        "majority": max(true, false) / len(label),
-        "auc": float(auc),
+        "majority": max(int(label.sum()), int((~label).sum())) / len(label),
+        "auc": within(probabilities, labels, [""] * len(label)),
         "brier": float(np.mean((probabilities - label) ** 2)),
         "calibration_error": float(sum(n * abs(p - o) for p, o, n in rows) / len(label)),
         "calibration": rows,
     }
 
 
-def similarity(encoder: Reads, questions: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
+def similarity(encoder: RewardModel | ReadOnce, questions: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
     """Cosine to the nearest correct reference answer minus that to the nearest incorrect one, (n,), from -2 to 2."""
     known = list(dict.fromkeys(text for each in questions for text in (*each.correct, *each.incorrect)))
-    place = {text: row for row, text in enumerate(known)}
-    references, read = (
-        torch.nn.functional.normalize(encoder.features(texts), dim=-1) for texts in (known, list(answers))
-    )
-    return np.array(
-        [
-            float((references[[place[t] for t in each.correct]] @ row).max())
-            - float((references[[place[t] for t in each.incorrect]] @ row).max())
-            for each, row in zip(questions, read, strict=True)
-        ]
-    )
+    references = dict(zip(known, normalize(encoder.features(known), dim=-1), strict=True))
+
+    def nearest(texts: Sequence[str], row: torch.Tensor) -> float:
+        return float((torch.stack([references[text] for text in texts]) @ row).max())
+
+    rows = zip(questions, normalize(encoder.features(list(answers)), dim=-1), strict=True)
+    return np.array([nearest(each.correct, row) - nearest(each.incorrect, row) for each, row in rows])
 
 
 def read_labels(path: Path, each: int) -> tuple[list[str], list[str], list[bool]]:
@@ -176,25 +155,22 @@ def read_labels(path: Path, each: int) -> tuple[list[str], list[str], list[bool]
     ParameterError
         If a line is no object with a `prompt` "Q: ...\\nA: ...\\nTrue:" and a `completion` " yes" or " no".
     """
-    rows: dict[str, list[tuple[str, str, bool]]] = {}
+    rows: dict[str, list[tuple[str, str, str, bool]]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # some texts hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"labels {path}: cannot be read ({one_line(error)})") from None
-    for number, line in enumerate(lines, 1):
-        try:
+        for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n"):  # some texts hold U+2028
             row = json.loads(line)
             question, answer = (part.strip() for part in LABEL.fullmatch(row["prompt"]).groups())  # type: ignore[union-attr]
             said = {" yes": True, " no": False}[row["completion"]]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise ParameterError(f"labels {path}: line {number} is no labeled answer of TruthfulQA") from None
-        rows.setdefault(question, []).append((hashlib.sha256(line.encode()).hexdigest(), answer, said))
-    kept = [(question, *row[1:]) for question, own in rows.items() for row in sorted(own)[:each]]
-    return [row[0] for row in kept], [row[1] for row in kept], [row[2] for row in kept]
+            rows.setdefault(question, []).append((hashlib.sha256(line.encode()).hexdigest(), question, answer, said))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        where = f"line {sum(map(len, rows.values())) + 1}"
+        raise ParameterError(f"labels {path}: {where} is no labeled answer of TruthfulQA ({one_line(error)})") from None
+    _, questions, answers, labels = zip(*(row for own in rows.values() for row in sorted(own)[:each]), strict=True)
+    return list(questions), list(answers), list(labels)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit status."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command; a fault that its user can mend is one line, and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m fpo.evaluation.judges", description=__doc__.split("\n")[0])
     parser.add_argument("labels", type=Path, help="JSON lines as TruthfulQA publishes them")
     parser.add_argument("out", type=Path, help="where the judge goes")
@@ -204,34 +180,28 @@ def main(arguments: list[str] | None = None) -> int:
         files.destination(given.out)
         began = time.perf_counter()
         questions, answers, labels = read_labels(given.labels, given.each)
-        encoder = RewardModel(settings(threads=1))
         torch.set_num_threads(1)
-        read = features(encoder, questions, answers)
-        tried, best = {}, None
+        read = features(RewardModel(settings(threads=1)), questions, answers)
+        tried, judges = {}, {}
         for ridge in RIDGES:
-            judges = fit_folds(read, labels, questions, FOLDS, ridge)
-            said = crossed(judges, read, questions)
-            found = quality(said, labels) | {"within": within(said, labels, questions)}
-            tried[f"{ridge:g}"] = found
-            if best is None or found["brier"] < tried[best[0]]["brier"]:
-                best = f"{ridge:g}", judges
-        assert best is not None
-        command = f"python -m fpo.evaluation.judges {given.labels.name} {given.out} --each {given.each}"
+            judges[ridge] = fit_folds(read, labels, questions, FOLDS, ridge)
+            said = crossed(judges[ridge], read, questions)
+            tried[ridge] = quality(said, labels) | {"within": within(said, labels, questions)}
+        best = min(RIDGES, key=lambda ridge: tried[ridge]["brier"])
+        command = f"{parser.prog} {given.labels.name} {given.out} --each {given.each}"
         content = {
             "provenance": results.provenance(command, time.perf_counter() - began, "fpo", "torch", "transformers"),
             "labels_sha256": hashlib.sha256(given.labels.read_bytes()).hexdigest(),
             "answers": len(labels),
             "questions": len(set(questions)),
-            "ridge": best[0],
-            "ridges": tried,
-            "judges": best[1].numpy(),
+            "ridge": f"{best:g}",
+            "ridges": {f"{ridge:g}": row for ridge, row in tried.items()},
+            "judges": judges[best].numpy(),
         }
         files.save_json(given.out, results.plain(content), indent=None)
     except (ValueError, ModelError, OSError, ArithmeticError) as error:
-        print(error if isinstance(error, ParameterError) else one_line(error, 2000), file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(one_line(error, 2000))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

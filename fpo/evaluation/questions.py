@@ -4,7 +4,6 @@ import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 from fpo.llm.prompts import Prompt, hub_rows, load_prompts
@@ -28,32 +27,22 @@ def _made(source: str, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]
             [part.strip() for part in (value.split(";") if isinstance(value, str) else value or []) if part.strip()]
             for value in (correct, incorrect)
         )
-        best = (best or "").strip()
-        right = list(dict.fromkeys([*([best] if best else []), *right]))
-        if not (question or "").strip() or not right or not wrong:
-            _refuse(source, f"row {number} lacks a question, a correct or an incorrect answer")
-        found.append(Prompt(f"truthfulqa-{number:03d}", question.strip(), tuple(right), tuple(wrong)))
+        right = [text for text in dict.fromkeys([(best or "").strip(), *right]) if text]
+        found.append(Prompt(f"truthfulqa-{number:03d}", (question or "").strip(), tuple(right), tuple(wrong)))
     return found
 
 
-def _from_csv(source: str) -> list[Prompt]:
-    path = Path(os.path.expanduser(source))
-    if not path.is_file():
-        _refuse(source, "there is no such file")
+def _truthfulqa(source: str) -> list[Prompt]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-            if missing:
-                _refuse(source, f"has no column {missing[0]!r}; needed are {', '.join(COLUMNS)}")
-            return _made(source, reader, COLUMNS)
+        if source == TRUTHFULQA:
+            rows = hub_rows(partial(_refuse, source), source, "generation", split="validation")
+            return _made(source, rows, HUB_COLUMNS)
+        with open(os.path.expanduser(source), encoding="utf-8-sig", newline="") as file:
+            return _made(source, csv.DictReader(file, strict=True), COLUMNS)
+    except KeyError as error:
+        _refuse(source, f"has no column {error}; needed are those of TruthfulQA, as {', '.join(COLUMNS)}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         _refuse(source, f"cannot be read ({one_line(error)})")
-
-
-def _from_hub(source: str) -> list[Prompt]:
-    rows = hub_rows(partial(_refuse, source), source, "generation", split="validation")
-    return _made(source, rows, HUB_COLUMNS)
 
 
 def load_questions(source: str) -> Sequence[Prompt]:
@@ -70,17 +59,15 @@ def load_questions(source: str) -> Sequence[Prompt]:
     ParameterError
         If it is missing, has other columns, or holds a question without such answers.
     """
-    if source == TRUTHFULQA:
-        found = _from_hub(source)
-    elif source.endswith(".csv"):
-        found = _from_csv(source)
+    if source == TRUTHFULQA or source.endswith(".csv"):
+        found = _truthfulqa(source)
     elif source.endswith(".jsonl") or source.startswith("packaged"):
         found = list(load_prompts(source, 10**6))
     else:
         _refuse(source, f"must be packaged:heldout, NAME.jsonl, NAME.csv or {TRUTHFULQA}")
     for question in found:
-        if not question.correct or not question.incorrect:
-            _refuse(source, f"question {brief(question.id)} has no correct or no incorrect answer")
+        if not question.text or not question.correct or not question.incorrect:
+            _refuse(source, f"question {brief(question.id)} lacks a text, a correct or an incorrect answer")
     if not found:
         _refuse(source, "holds no question")
     return found

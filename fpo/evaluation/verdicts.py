@@ -1,6 +1,6 @@
 """Verdicts on pairs of answers: each pair judged in both orders, and an error is never a tie."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,15 +27,6 @@ class Judged:
         if self.forward is None or self.backward is None:
             return "error"
         return self.forward if self.forward == TURNED[self.backward] else "split"
-
-
-def from_scores(first: Iterable[float], second: Iterable[float]) -> list[Judged]:
-    """Verdicts of a judge that gives each answer a number of its own: the larger wins, equal ones tie."""
-    found = []
-    for a, b in zip(first, second, strict=True):
-        forward: Shown = "first" if a > b else "second" if b > a else "tie"
-        found.append(Judged(forward, TURNED[forward]))
-    return found
 
 
 def counts(judged: Sequence[Judged]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Oracle labels that are paid for once: a cache in SQLite, a time-out, a limit on retries."""
+"""What is paid for once: a cache in SQLite, and oracle labels in it with a time-out and a limit on retries."""
 
 import hashlib
 import json
@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from fpo.parameters import ParameterError, one_line
 
 Ask = Callable[[list[int]], Sequence[float | None]]
 Told = tuple[list[float | None], Exception | None]
@@ -18,6 +21,54 @@ Answers = queue.SimpleQueue[Told]
 
 class OracleError(RuntimeError):
     """An oracle did not answer, or not with numbers; what it had answered before is kept."""
+
+
+class Cache:
+    """What was told, by the content of what was asked, in SQLite: on disk before the next is asked for.
+
+    Parameters
+    ----------
+    path : path, optional
+        The file; without it what is kept lasts as long as this object.
+    name : str
+        What is kept, as the parameter is called that names the file.
+
+    Raises
+    ------
+    ParameterError
+        If the file cannot keep it.
+    """
+
+    def __init__(self, path: str | Path | None = None, name: str = "labels"):
+        self._name = name
+        try:
+            self._file = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
+            self._file.execute(f"CREATE TABLE IF NOT EXISTS {name} (asked TEXT PRIMARY KEY, label NOT NULL)")
+            self._file.execute(f"SELECT asked, label FROM {name} LIMIT 1")
+        except sqlite3.Error as error:
+            reason = one_line(error)
+            raise ParameterError(f"{name} = {str(path)!r}: no file that {name} can be kept in ({reason})") from error
+
+    @staticmethod
+    def key(asked: Any) -> str:
+        """The SHA-256 of what is asked, anything that JSON can say."""
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def get(self, key: str) -> Any:
+        """What was told; None before."""
+        row = self._file.execute(f"SELECT label FROM {self._name} WHERE asked = ?", (key,)).fetchone()
+        return None if row is None else row[0]
+
+    def put(self, key: str, told: float | str) -> None:
+        """Keep what is told first."""
+        self._file.execute(f"INSERT OR IGNORE INTO {self._name} VALUES (?, ?)", (key, told))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __len__(self) -> int:
+        return int(self._file.execute(f"SELECT COUNT(*) FROM {self._name}").fetchone()[0])
 
 
 class Labels:
@@ -49,11 +100,7 @@ class Labels:
             raise ValueError(f"tries = {tries!r}: must be a whole number, 1 or more")
         self._timeout, self._tries, self._wait = timeout, tries, wait
         self._late: list[tuple[list[str], Answers]] = []  # calls that were over their time, and what they ask about
-        try:
-            self._file = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None)
-            self._file.execute("CREATE TABLE IF NOT EXISTS labels (asked TEXT PRIMARY KEY, label REAL NOT NULL)")
-        except sqlite3.Error as error:
-            raise ValueError(f"labels = {str(path)!r}: no file that labels can be kept in ({error})") from error
+        self._kept = Cache(path)
 
     def __call__(self, asked: Sequence[Sequence[str]], ask: Ask) -> list[float]:
         """The label of each of `asked`, such as (prompt, text).
@@ -70,7 +117,7 @@ class Labels:
         OracleError
             If labels are still missing after the last try. Those that came stay in the cache.
         """
-        keys = [hashlib.sha256(json.dumps(list(each)).encode()).hexdigest() for each in asked]
+        keys = [Cache.key(list(each)) for each in asked]
         places = dict(zip(reversed(keys), reversed(range(len(keys))), strict=True))
         reason = "no answer"
         for attempt in range(self._tries):
@@ -99,7 +146,7 @@ class Labels:
             raise OracleError(
                 f"the oracle gave no number for {len(lacking)} of {len(places)} texts in {self._tries} tries ({reason})"
             )
-        return [self._known(key) for key in keys]  # type: ignore[misc]
+        return [self._kept.get(key) for key in keys]
 
     def _missing(self, places: Mapping[str, int]) -> list[int]:
         """Where the label is not known, not even from a call that was over its time and has answered since."""
@@ -110,21 +157,17 @@ class Labels:
                 self._late.append((keys, answers))
             elif len(told[0]) == len(keys):  # or it raised an error, too late for anybody
                 self._keep(keys, told[0])
-        return sorted(place for key, place in places.items() if self._known(key) is None)
+        return sorted(place for key, place in places.items() if self._kept.get(key) is None)
 
     def _keep(self, keys: Sequence[str], labels: Sequence[float | None]) -> list[float | None]:
         """Keep what is a number; what is none."""
         for key, label in zip(keys, labels, strict=True):
             if label is not None and math.isfinite(label):
-                self._file.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (key, float(label)))
+                self._kept.put(key, float(label))
         return [label for label in labels if label is None or not math.isfinite(label)]
 
     def __len__(self) -> int:
-        return int(self._file.execute("SELECT COUNT(*) FROM labels").fetchone()[0])
-
-    def _known(self, key: str) -> float | None:
-        row = self._file.execute("SELECT label FROM labels WHERE asked = ?", (key,)).fetchone()
-        return None if row is None else row[0]
+        return len(self._kept)
 
 
 def started(call: Callable[[], Sequence[float | None]], seconds: float) -> Answers:

