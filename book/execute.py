@@ -24,6 +24,7 @@ BUILD = ROOT / "_build"
 # What an executed notebook depends on beyond its own cells.
 INGREDIENTS = ("fpo/**/*.py", "notebooks/runs/**/*", "notebooks/parameters/**/*", "constraints.txt")
 TIME_LIMIT = 3600
+START_LIMIT = 600  # seconds: on a busy machine a kernel takes more than papermill's minute
 HEADLINE = "book/_static/headline.svg"
 
 
@@ -59,7 +60,7 @@ def run(name: str, notebook: Any, parameters: dict[str, Any], folder: Path, prog
             parameters,
             cwd=folder,
             progress_bar=progress,
-            start_timeout=TIME_LIMIT,  # a busy machine takes more than papermill's minute to start a kernel
+            start_timeout=START_LIMIT,
             timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
         )
     except (CellTimeoutError, DeadKernelError) as error:

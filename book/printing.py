@@ -99,7 +99,7 @@ def join(site: Path, toc: Path, about: tuple[str, ...]) -> str:
         chapter.article["class"] = [*chapter.article["class"], "print-chapter"]
         chapter.article["id"] = chapter.key
         inner.append(chapter.article)
-    return str(book)
+    return book
 
 
 def clean(article: Tag) -> None:
@@ -262,7 +262,7 @@ def print_book(site: Path, source: Path, pdf: Path) -> None:
     pdf.parent.mkdir(parents=True, exist_ok=True)
     joined, draft = pdf.with_suffix(".html"), pdf.with_suffix(".new")
     try:
-        book = BeautifulSoup(join(site, source / "_toc.yml", about(source / "_config.yml")), "html.parser")
+        book = join(site, source / "_toc.yml", about(source / "_config.yml"))
         check_math(book)
         numbers = None
         # Numbers stand in a column of fixed width, so the second print is the last.

@@ -20,7 +20,7 @@ What is assumed: without a change, a signal's values are exchangeable, as indepe
 says nothing about their order. A short baseline costs power, not validity. What breaks it: values correlated in time
 (with 0.5 between neighbors, half of all runs raise a false alarm from a signal alone: check less often) and any trend,
 as in a policy that learns: most games of the book that hold raise an alarm. No signal passed the book's rule for a
-recommendation, and none could, for too many falls came before any alarm is possible: label a few outputs, no more.
+recommendation. An early alarm of the drift alone told falls apart; the others are clocks: label a few outputs, no more.
 """
 
 import argparse

@@ -62,7 +62,7 @@ def test_a_signal_that_warns_and_a_placebo_that_does_not(verdicts):
     # Leverage has a value from the 33rd check on: it could not have warned, and nothing is decided.
     expected = {"gap": "new", "agreement": "open", "steering": "does not hold", "leverage": "open"}
     # It warns of all falls, and would not be silent in any run that holds: tuned, it says nothing.
-    expected |= {"drift": "does not hold", "shipped": "does not hold", "llm": "new"}
+    expected |= {"drift": "does not hold", "shipped": "does not hold", "llm": "new", "drift-apart": "open"}
     assert found == expected
     found = content["results"]
     assert found["recommended"] == ["warning-gap"] and found["rates"]["drift"]["shipped_warned"]["wins"] == 30
@@ -103,6 +103,41 @@ def test_a_warning_that_comes_late_is_none(verdicts):
     assert found["llm"] == "open" and content["results"]["llm"]["falls"] == 0
 
 
+def second_round(tuning, judging):
+    """The first round, undecided, and the second: its tuning sets and its judging sets."""
+    stored = games({"gap": 1.0}, {}, when=15)
+    for name, (warns, lies) in {"often": tuning, "fresh": judging}.items():
+        part = games(warns, lies)["games"]
+        rows = {each: {"shipped_soonest": 20, "level": 0} for each in ("gap", "agreement", "steering")}
+        rows |= {each: {"shipped_soonest": 20, "level": 0} for each in ("leverage", "drift", "kl")}
+        for row in rows.values():
+            row |= {"shipped_warned": {"wins": 0}, "shipped_false": {"wins": 0}, "warned": {"wins": 0}}
+        told = {"rates": rows, "possible": 20, "holds": 30, "any_false": {"wins": 0}}
+        stored[name] = {"parameters": DESIGN, "results": part["results"] | told}
+    return stored
+
+
+def test_the_second_round_judges_where_the_first_could_not(verdicts):
+    tuning = ({}, {"steering": 1.0})
+    warns = {"gap": 1.0, "agreement": 0.9, "steering": 1.0, "drift": 0.6}
+    found, content = verdicts(second_round(tuning, (warns, {"agreement": 0.5, "steering": 1.0})), texts(0.5, 0.0))
+    # The agreement errs; steering would not be silent in the tuning sets, so that tuned it says nothing.
+    expected = {"gap": "new", "agreement": "does not hold", "steering": "does not hold", "leverage": "does not hold"}
+    assert {name: found[name] for name in expected} == expected and found["drift"] in ("new", "open")
+    assert found["drift-apart"] == "new"
+    told = content["results"]["again_round"]
+    assert (told["runs"], told["falls"], told["holds"]) == (120, 60, 60) and 30 < told["needed"] < 60
+    assert told["rates"]["steering"]["level"] == 30 and told["rates"]["gap"]["warned"]["wins"] == 60
+    assert {arm: row["falls"] for arm, row in told["by_arm"].items()} == {"standard": 40, "relaxed": 20, "practical": 0}
+    warned = [row["warned"] for row in told["by_arm"].values()]
+    assert sum(warned) == told["drift"]["wins"] == told["spoken"] and told["share"] == 0.5 and told["precision"] == 1
+
+
+def test_a_drift_that_alarms_as_often_in_runs_that_hold_tells_nothing_apart(verdicts):
+    found, _ = verdicts(second_round(({}, {}), ({"drift": 0.5}, {"drift": 0.5})), texts(0.5, 0.0))
+    assert found["drift-apart"] in ("open", "does not hold") and found["drift"] == "does not hold"
+
+
 def test_other_settings_than_the_stored_games_are_refused(verdicts):
     stored = games({}, {})
     stored["games"]["parameters"] = DESIGN | {"margin": 2.0}
@@ -116,6 +151,8 @@ def test_bad_parameters_end_the_notebook_at_once(tmp_path):
     with pytest.raises(ParameterError, match="every = 0") as caught:
         play("early_warning", tmp_path / "out.json", every=0, llm_runs="../x", study="maybe")
     assert "llm_runs = " in str(caught.value) and "study = " in str(caught.value)
+    with pytest.raises(ParameterError, match=r"first_seeds = \[5, 20\]: must be two, with at least seeds = 36"):
+        play("early_warning", tmp_path / "out.json", first_seeds=[5, 20])
     with pytest.raises(ParameterError, match="labeled = "):
         play("early_warning", tmp_path / "out.json", labeled=[0])
     assert not list(tmp_path.iterdir())

@@ -133,6 +133,18 @@ def test_a_symbol_is_explained_where_it_first_stands(book):
         assert place["tabindex"] == "0" and place["role"] == "group" and page.find(id=place["aria-describedby"])
 
 
+def test_a_formula_in_lines_of_its_own_explains_the_symbols_that_stand_there_first(book):
+    text = "$y$ is $d$ long.\n\n$$\nU(y) = U_{\\max} d\n$$ (here)\n\nThen $U_{\\max}$, $\\kappa$ and {eq}`here`.\n"
+    page, warnings = book.build(text, extensions=EXTENSIONS)
+    assert not warnings
+    places = page.select(".helped.symbol")
+    names = ["Meaning of y", "Meaning of d", "Meaning of U(y), U_max", "Meaning of kappa"]
+    assert [place["aria-label"].replace("κ", "kappa") for place in places] == names
+    assert [place.name for place in places] == ["span", "span", "div", "span"]
+    assert places[2].select_one("div.math") and page.select_one("a[href='#equation-here']")
+    assert "its height" in page.find(id=places[2]["data-help"]).get_text()
+
+
 def test_columns_of_numbers_and_wide_tables_are_marked(book):
     page, _ = book.build(
         "| arm | end | share |\n| --- | --- | --- |\n| a | 1.2 (−3 to 4) | 5 % |\n| b | not available | many |\n\n"
@@ -305,7 +317,7 @@ new PerformanceObserver(list => window.shifts.push(...list.getEntries().map(entr
 """
 PHONE = {"viewport": {"width": 390, "height": 800}, "has_touch": True, "is_mobile": True}
 DESK = {"viewport": {"width": 1280, "height": 900}}
-A_TERM, A_SYMBOL = ".helped > a[href*='#term-']", ".helped.symbol"
+A_TERM, A_SYMBOL, A_FORMULA = ".helped > a[href*='#term-']", "span.helped.symbol", "div.helped.symbol"
 AN_EQUATION, A_CITATION = ".helped > a[href*='#equation-']", "a[href*='references.html#']"
 
 
@@ -313,12 +325,12 @@ def test_hover_and_focus_show_a_text_and_escape_closes_it(opened):
     tab = opened("notebooks/linear.html", **DESK)
     box = tab.locator("#help-box")
     height = tab.evaluate("document.documentElement.scrollHeight")
-    for kind in (A_TERM, A_SYMBOL, AN_EQUATION, A_CITATION):
+    for kind in (A_TERM, A_SYMBOL, A_FORMULA, AN_EQUATION, A_CITATION):
         place = tab.locator(f"article section {kind}").first
         assert box.is_hidden()
         place.scroll_into_view_if_needed()
         before = tab.evaluate("window.shifts.length")
-        place.hover()
+        (place.locator("mjx-container").first if kind == A_FORMULA else place).hover()
         box.wait_for(state="visible")
         assert box.inner_text().strip() or box.locator("svg").count(), kind
         tab.keyboard.press("Escape")

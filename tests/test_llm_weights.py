@@ -167,6 +167,12 @@ def test_packages_that_are_not_installed(monkeypatch):
         packaged_policy()
 
 
+def test_the_command_that_converts_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr("fpo.llm.weights.find_spec", lambda name: None)
+    assert weights.main() == 1
+    assert capsys.readouterr().err.startswith("the packaged models are not installed: ")
+
+
 # The packaged model's conversion
 
 

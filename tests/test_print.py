@@ -110,7 +110,7 @@ PATHS = ["first.html", "sub/second.html"]
 
 def test_the_pages_are_joined_with_ids_of_their_own(small):
     site, source = small()
-    book = BeautifulSoup(printing.join(site, source / "_toc.yml", ("A <b>", "We")), "html.parser")
+    book = BeautifulSoup(str(printing.join(site, source / "_toc.yml", ("A <b>", "We"))), "html.parser")
     ids = [each["id"] for each in book.select("[id]")]
     assert len(ids) == len(set(ids)) and {"first--one", "sub-second--one", "sub-second--part"} <= set(ids)
     links = {link.get_text(): link.get("href") for link in book.select("article a")}

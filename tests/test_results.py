@@ -211,6 +211,22 @@ def test_differences_knows_each_numbers_digits():
     assert sorted(chapters.differences(ours, theirs, digits)) == ["count", "loose.a", "tight"]
 
 
+def test_one_unit_of_the_last_digit_that_is_kept_may_differ_and_no_more():
+    rng = np.random.default_rng(0)
+
+    def same(ours, theirs):
+        return chapters.differences({"a": ours}, {"a": theirs}) == []
+
+    for value in rng.choice([-1, 1], 300) * 10 ** rng.uniform(-12, 4, 300):
+        kept = results.plain(float(value))
+        unit = 10.0 ** (np.floor(np.log10(abs(kept))) - 2) if abs(kept) < 1e-3 else 1e-6
+        assert same(kept, kept + unit) and same(kept + unit, kept)
+        assert not same(kept, kept + 20 * unit) and not same(kept + 20 * unit, kept)
+        if abs(kept) > 1.01e-3 or abs(kept) < 9.9 * 100 * unit:  # the other number has the same unit
+            assert not same(kept, kept + 2.2 * unit)
+    assert not same(0.0, 2e-6)
+
+
 @pytest.mark.parametrize(
     ("text", "committed", "same"),
     [

@@ -46,11 +46,16 @@ def visit_helped(writer: Any, node: nodes.Element) -> None:
     attributes = {"data-help": node["help"]}
     if label := node.get("label"):
         attributes |= {"tabindex": "0", "role": "group", "aria-label": label, "aria-describedby": node["help"]}
-    writer.body.append(writer.starttag(node, "span", "", CLASS="helped", **attributes))
+    writer.body.append(writer.starttag(node, around(node), "", CLASS="helped", **attributes))
 
 
 def depart_helped(writer: Any, node: nodes.Element) -> None:
-    writer.body.append("</span>")
+    writer.body.append(f"</{around(node)}>")
+
+
+def around(node: nodes.Element) -> str:
+    """What stands around something in a line, and around a formula in lines of its own."""
+    return "div" if isinstance(node.children[0], nodes.math_block) else "span"
 
 
 def visit_texts(writer: Any, node: nodes.Element) -> None:
@@ -182,7 +187,7 @@ class GiveHelp(SphinxPostTransform):
 
     def explain_symbols(self) -> None:
         left = self.symbols()
-        for math in list(self.document.findall(nodes.math)):
+        for math in list(self.document.findall(lambda node: isinstance(node, nodes.math | nodes.math_block))):
             if not left:
                 return
             if not is_running_text(math):
@@ -237,8 +242,8 @@ def join_texts(paragraph: nodes.Element) -> None:
 
 
 def is_running_text(node: nodes.Node) -> bool:
-    """Whether it stands in a paragraph or a list, and neither in a link nor in a table, a title or a caption."""
-    inside = False
+    """Whether it is in a paragraph or a display, and neither in a link nor in a table, a title or a caption."""
+    inside = isinstance(node, nodes.math_block)
     while node.parent is not None:
         node = node.parent
         if isinstance(node, nodes.paragraph):

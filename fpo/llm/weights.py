@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -332,3 +333,17 @@ def tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     """
     with _reading(name, folder):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def main() -> int:
+    """Convert the packaged policy now, where its progress is seen; the exit status."""
+    try:
+        packaged_policy()
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,6 +8,7 @@ a number may be another one on another machine, and that nothing else may.
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from functools import partial
@@ -44,6 +45,21 @@ def snapped(text: str, committed: str) -> str:
     return "".join(parts) + text[end:]
 
 
+def last_place(number: float, decimals: int | None) -> float:
+    """One unit of the last digit that `results.plain` keeps of a number.
+
+    Examples
+    --------
+    >>> last_place(3.92, 1), last_place(3.92, None), last_place(0.000123, None)
+    (0.1, 1e-06, 1e-06)
+    >>> last_place(1.23e-7, None)
+    1e-09
+    """
+    if decimals is None and 0 < abs(number) < 1e-3:
+        return 10.0 ** (math.floor(math.log10(abs(number))) - 2)
+    return 10.0 ** -(6 if decimals is None else decimals)
+
+
 def differences(ours, theirs, digits=None, where=""):
     """Paths at which two results differ by more than one unit of the last digit that they keep: see `results.plain`."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -57,10 +73,8 @@ def differences(ours, theirs, digits=None, where=""):
         pairs = enumerate(zip(ours, theirs, strict=True))
         return [d for place, (a, b) in pairs for d in differences(a, b, digits, f"{where}.{place}")]
     if isinstance(ours, float) and isinstance(theirs, float):
-        decimals = decimals_at(where, digits or {})
-        # Where every digit is kept, two units in the last place, and as much relative to large numbers.
-        allowed = 1e-6 * (2 + abs(ours)) if decimals is None else 1.001 * 10.0**-decimals
-        return [] if abs(ours - theirs) <= allowed else [where]
+        unit = max(last_place(number, decimals_at(where, digits or {})) for number in (ours, theirs))
+        return [] if abs(ours - theirs) < 1.5 * unit else [where]
     if isinstance(ours, str) and isinstance(theirs, str):
         return [] if snapped(theirs, ours) == ours else [where]
     return [] if ours == theirs and type(ours) is type(theirs) else [where]
