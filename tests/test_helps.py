@@ -142,6 +142,8 @@ def test_a_formula_in_lines_of_its_own_explains_the_symbols_that_stand_there_fir
     assert [place["aria-label"].replace("κ", "kappa") for place in places] == names
     assert [place.name for place in places] == ["span", "span", "div", "span"]
     assert places[2].select_one("div.math") and page.select_one("a[href='#equation-here']")
+    ids = [each["id"] for each in page.select("[id]")]
+    assert len(ids) == len(set(ids)) and not places[2].get("id")
     assert "its height" in page.find(id=places[2]["data-help"]).get_text()
 
 

@@ -227,9 +227,9 @@ class GiveHelp(SphinxPostTransform):
 
     @staticmethod
     def wrap(node: nodes.Element, text: str, **attributes: Any) -> None:
-        around = Helped("", help=text, **attributes)
-        node.replace_self(around)
-        around += node
+        helped = Helped("", help=text, **attributes)
+        node.parent.replace(node, helped)  # replace_self would hand the node's ids over
+        helped += node
 
 
 def join_texts(paragraph: nodes.Element) -> None:

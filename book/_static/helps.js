@@ -29,7 +29,8 @@ document.addEventListener("DOMContentLoaded", () => {
   const sources = new Map(); // what can be asked -> the element with its text
   for (const place of article.querySelectorAll(".helped")) {
     const source = document.getElementById(place.dataset.help);
-    if (source) sources.set(place.querySelector("a") ?? place, source);
+    // A formula that is a target has a link to itself, which is not what is asked.
+    if (source) sources.set(place.hasAttribute("tabindex") ? place : place.querySelector("a") ?? place, source);
   }
   // Citations carry their text as a title, which a keyboard or a finger cannot ask for.
   const texts = article.querySelector(".help-texts") ?? article.appendChild(document.createElement("div"));
