@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import csv
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from tools import pages
 from tools.verdicts import play
 
 import fpo.llm
@@ -220,6 +222,26 @@ def test_the_release_itself_is_recognized_and_counted(monkeypatch, tmp_path, cap
         assert own == {**counted, "one_cut": own["one_cut"], "longer": own["longer"]}, name
         for kind in ("one_cut", "longer"):
             assert own[kind] == pytest.approx(counted[kind], abs=1e-3)
+
+
+def test_an_address_gives_the_file_that_was_counted_or_none(verdicts, monkeypatch, tmp_path):
+    monkeypatch.setattr(fpo.llm, "RewardModel", Encoder)
+    monkeypatch.setitem(JUDGE, "judges", torch.zeros(5, 385, dtype=torch.float64).tolist())
+    folder = tmp_path / "release"
+    folder.mkdir()
+    given = release(folder)
+    digests = {
+        kind: hashlib.sha256(Path(given[f"released_{kind}"]).read_bytes()).hexdigest()
+        for kind in ("verdicts", "answers")
+    }
+    with pages.served(folder) as address:
+        there = {f"released_{kind}": address + Path(given[f"released_{kind}"]).name for kind in digests}
+        _, content = verdicts(counted=released() | {"sha256": digests}, **given | there)
+        assert content["results"]["released"]["sha256"] == digests
+        with pytest.raises(ParameterError, match=r"released_verdicts: http://\S+ is not the file counted before"):
+            verdicts(**given | there)
+        with pytest.raises(ParameterError, match="released_answers: cannot be read .*404"):
+            verdicts(**given | {"released_answers": address + "nothing"})
 
 
 @pytest.mark.parametrize(
