@@ -130,3 +130,13 @@ def test_figures_are_transparent_and_their_colors_are_told_from_a_dark_page(open
             assert min(contrast(color, seen[2, 2]) for color in shown) >= 3
             assert list(shown[colors.index(figures.color("exact"))]) == [255] * 3  # black: so are axes and letters
     plt.close("all")
+
+
+def test_a_table_among_the_outputs_has_the_dark_page_s_colors(opened):
+    tab = opened("notebooks/llm_study.html")
+    tab.evaluate(pages.SET_THEME, "dark")
+    look = "node => [getComputedStyle(node).backgroundColor, getComputedStyle(node).color]"
+    (background, color), (_, text) = (
+        tab.locator(kind).first.evaluate(look) for kind in ("div.cell_output .text_html", "article p")
+    )
+    assert background == "rgba(0, 0, 0, 0)" and color == text
