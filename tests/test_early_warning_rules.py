@@ -108,10 +108,9 @@ def second_round(tuning, judging):
     stored = games({"gap": 1.0}, {}, when=15)
     for name, (warns, lies) in {"often": tuning, "fresh": judging}.items():
         part = games(warns, lies)["games"]
-        rows = {each: {"shipped_soonest": 20, "level": 0} for each in ("gap", "agreement", "steering")}
-        rows |= {each: {"shipped_soonest": 20, "level": 0} for each in ("leverage", "drift", "kl")}
-        for row in rows.values():
-            row |= {"shipped_warned": {"wins": 0}, "shipped_false": {"wins": 0}, "warned": {"wins": 0}}
+        signals = ("gap", "agreement", "steering", "leverage", "drift", "kl")
+        row = {"level": 0, **{key: {"wins": 0} for key in ("shipped_warned", "shipped_false", "warned")}}
+        rows = dict.fromkeys(signals, row)
         told = {"rates": rows, "possible": 20, "holds": 30, "any_false": {"wins": 0}}
         stored[name] = {"parameters": DESIGN, "results": part["results"] | told}
     return stored
@@ -121,8 +120,9 @@ def test_the_second_round_judges_where_the_first_could_not(verdicts):
     tuning = ({}, {"steering": 1.0})
     warns = {"gap": 1.0, "agreement": 0.9, "steering": 1.0, "drift": 0.6}
     found, content = verdicts(second_round(tuning, (warns, {"agreement": 0.5, "steering": 1.0})), texts(0.5, 0.0))
-    # The agreement errs; steering would not be silent in the tuning sets, so that tuned it says nothing.
-    expected = {"gap": "new", "agreement": "does not hold", "steering": "does not hold", "leverage": "does not hold"}
+    # The agreement errs; steering would not be silent in the tuning sets, so that tuned it says nothing; the leverage
+    # comes too late for any warning.
+    expected = {"gap": "new", "agreement": "does not hold", "steering": "does not hold", "leverage": "open"}
     assert {name: found[name] for name in expected} == expected and found["drift"] in ("new", "open")
     assert found["drift-apart"] == "new"
     told = content["results"]["again_round"]
@@ -131,6 +131,11 @@ def test_the_second_round_judges_where_the_first_could_not(verdicts):
     assert {arm: row["falls"] for arm, row in told["by_arm"].items()} == {"standard": 40, "relaxed": 20, "practical": 0}
     warned = [row["warned"] for row in told["by_arm"].values()]
     assert sum(warned) == told["drift"]["wins"] == told["spoken"] and told["share"] == 0.5 and told["precision"] == 1
+    assert told["lead"] == {"median": 5, "median_up": 6, "soon": told["drift"]["wins"], "late": 0}
+    assert told["by_date"]["before"] == {"falls": 60, "warned": told["drift"]["wins"]} and told["seeds"] == 20
+    # No run that holds has an alarm of the drift: the difference within arms is the share of warned falls.
+    low, high = told["apart"]
+    assert low < told["warned_share"] < high and told["rates"]["drift"]["within"] == 0
 
 
 def test_a_drift_that_alarms_as_often_in_runs_that_hold_tells_nothing_apart(verdicts):
