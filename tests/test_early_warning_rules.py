@@ -132,7 +132,7 @@ def test_the_second_round_judges_where_the_first_could_not(verdicts):
     warned = [row["warned"] for row in told["by_arm"].values()]
     assert sum(warned) == told["drift"]["wins"] == told["spoken"] and told["share"] == 0.5 and told["precision"] == 1
     assert told["lead"] == {"median": 5, "median_up": 6, "soon": told["drift"]["wins"], "late": 0}
-    assert told["by_date"]["before"] == {"falls": 60, "warned": told["drift"]["wins"]} and told["seeds"] == 20
+    assert told["by_date"]["before"] == {"falls": 60, "warned": told["drift"]["wins"]} and told["seeds"] == 40
     # No run that holds has an alarm of the drift: the difference within arms is the share of warned falls.
     low, high = told["apart"]
     assert low < told["warned_share"] < high and told["rates"]["drift"]["within"] == 0
