@@ -9,7 +9,6 @@ import pytest
 import slow.llm
 import torch
 import yaml
-from tools import FULL
 from tools import llm as llm_tools
 from tools.llm import numbers, play
 
@@ -66,10 +65,9 @@ def test_agrees_with_the_slow_twin(tiny, rule, monkeypatch):
 def test_agrees_with_the_slow_twin_on_the_default_profile(monkeypatch):
     """The packaged models, eight prompts; fewer and shorter candidates than the default's, for time's sake.
 
-    The RM's head is fitted to fewer answers, too, each of which the twin reads alone; to all of them where tests are
-    played in full.
+    The RM's head is fitted to fewer answers, too, each of which the twin reads alone.
     """
-    shorter = {"candidates": 2, "max_new_tokens": 8, "threads": 1} | ({} if FULL else {"prompt_count": 40})
+    shorter = {"candidates": 2, "max_new_tokens": 8, "threads": 1, "prompt_count": 40}
     assert_agree(compare_with_twin(settings(rule="relaxed", steps=8, **shorter), monkeypatch))
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import papermill
 import pytest
-from tools import FULL
 from tools.verdicts import play
 
 from fpo import neural
@@ -66,7 +65,7 @@ def test_a_study_of_its_own(tmp_path, capsys):
     checkpoints = tmp_path / "checkpoints"
     settings = {
         **SHORT,
-        "inner_steps": 15 if FULL else 4,
+        "inner_steps": 4,
         "seeds": list(range(20)),
         "arms": list(neural.ARMS),
         "study": "run",

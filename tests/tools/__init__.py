@@ -1,10 +1,6 @@
 """What several test files use."""
 
-import os
 from dataclasses import dataclass
-
-# Two tests are shortened, for time's sake; FPO_FULL=1, as in the weekly workflow, plays them at their whole length.
-FULL = bool(os.environ.get("FPO_FULL"))
 
 
 @dataclass(frozen=True, order=True)
