@@ -65,7 +65,7 @@ def test_a_study_of_its_own(tmp_path, capsys):
     checkpoints = tmp_path / "checkpoints"
     settings = {
         **SHORT,
-        "inner_steps": 4,
+        "inner_steps": 15,
         "seeds": list(range(20)),
         "arms": list(neural.ARMS),
         "study": "run",
