@@ -73,7 +73,7 @@ def read_chapters(site: Path, toc: Path) -> tuple[list[Chapter], Tag]:
     return chapters, head
 
 
-def join(site: Path, toc: Path, about: tuple[str, ...]) -> str:
+def join(site: Path, toc: Path, about: tuple[str, ...]) -> BeautifulSoup:
     """One page of the whole site; `about` is the title page's title and lines below it."""
     chapters, head = read_chapters(site, toc)
     for chapter in chapters:
