@@ -23,6 +23,15 @@ def test_slow_route_is_scaled_to_the_fast_ones_work():
     }
 
 
+def test_a_case_of_many_is_told_by_its_group():
+    rows = [
+        {"group": f"g_{case}", "name": f"{name}[{case}]", "stats": {"median": seconds}, "extra_info": {"units": 1}}
+        for case, times in (("a", (1.0, 2.0)), ("b", (1.0, 3.0)))
+        for name, seconds in zip(("test_fast", "test_slow"), times, strict=True)
+    ]
+    assert {name: row["ratio"] for name, row in run.summarize({"benchmarks": rows}).items()} == {"g_a": 2.0, "g_b": 3.0}
+
+
 def test_what_else_a_benchmark_says_is_passed_on():
     rows = [
         {"group": "g", "name": name, "stats": {"median": 1.0}, "extra_info": {"units": 1, **more}}

@@ -19,7 +19,8 @@ import pytest
 import yaml
 from tools import pages, tiny_book
 
-from fpo.llm.settings import Settings
+from fpo.llm.models import Policy
+from fpo.llm.settings import Settings, settings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
@@ -36,8 +37,6 @@ NOT_RUN = {
     "sh postBuild": "tests/test_repository.py runs it, with a pip that only writes down what it is told",
     ".venv/bin/python -m pip install ": "it changes the environment",
     ".venv/bin/python -m pre_commit ": "it changes the checkout's hooks",
-    ".venv/bin/python -m fpo.evaluation.answers ": "it takes minutes; tests/test_evaluation.py writes answers",
-    ".venv/bin/python -m papermill notebooks/truthfulqa.ipynb ": "it asks an endpoint; test_truthfulqa_rules.py does",
 }
 # Targets that run in a tiny book, with what they leave there.
 MAKE = {
@@ -50,6 +49,8 @@ MAKE = {
     "edition": "my-edition/html/index.html",
     "clean": "Makefile",
 }
+# What Python is told to run.
+MODULES = ("m papermill", "m fpo.llm", "m fpo.llm.study", "m fpo.evaluation.answers", "c")
 # Parameters that shorten the commands that name a file.
 SHORTER = {
     "notebooks/linear.ipynb": {"steps": 20},
@@ -91,15 +92,17 @@ def is_run(command):
     return not command.startswith(tuple(NOT_RUN))
 
 
-def chosen(start):
-    """Parameters for pytest: the commands to be run that start with this."""
+def chosen(start, priced=False):
+    """Parameters for pytest: the commands to be run that start with this; those that would cost money are apart."""
     found = [command for command in commands() if command.startswith(start) and is_run(command)]
+    found = [command for command in found if ("notebooks/truthfulqa.ipynb" in command) == priced]
     return [pytest.param(command, id=re.sub(r"\W+", "-", command)[:80]) for command in found]
 
 
-def execute(arguments, folder):
+def execute(arguments, folder, **variables):
     # make tells by these whether it runs inside another one, as it does in `make test`.
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "CALLER")}
+    environment |= variables
     return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, encoding="utf8", timeout=1800)
 
 
@@ -111,7 +114,7 @@ def run(arguments, folder):
 
 def without_rule(found):
     """Commands for which nothing above or below says how they are run, or why not."""
-    known = tuple(f".venv/bin/python -{how} " for how in ("m papermill", "m fpo.llm", "m fpo.llm.study", "c"))
+    known = tuple(f".venv/bin/python -{how} " for how in MODULES)
     return [
         command
         for command in found
@@ -191,6 +194,9 @@ def test_python_command(command, tmp_path, tiny):
         stored["settings"] |= {"steps": 4, **{key: tiny[key] for key in ("policy", "reward_model")}}
         (tmp_path / f"{name}.json").write_text(json.dumps(stored | {"winners": stored["winners"][:4]}))
         arguments[arguments.index("notebooks/runs/llm_study")] = str(tmp_path)
+    elif "fpo.evaluation.answers" in command:
+        Policy(settings(**tiny)).save_pretrained(tmp_path / arguments[arguments.index("--adapter") + 1])
+        arguments += ["--tokens", "4"]
     elif "fpo.llm.study" in command:
         arguments += ["--only", "nothing"]  # what it would play and what that costs; tests/test_llm_study.py plays
     for name, parameters in SHORTER.items():
@@ -203,6 +209,16 @@ def test_python_command(command, tmp_path, tiny):
             file.write_text(yaml.safe_dump(parameters))
             arguments += ["-f", str(file)]
     run([sys.executable, *arguments], tmp_path)
+
+
+@pytest.mark.parametrize("command", chosen(".venv/bin/python", priced=True))
+def test_what_would_cost_money_first_says_how_much(command, tmp_path):
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    _, *arguments = shlex.split(command)
+    # No server answers at the documented addresses from here: nothing may be asked of it.
+    done = execute([sys.executable, *arguments], tmp_path, OPENAI_API_KEY="none", TOGETHER_API_KEY="none")
+    assert done.returncode != 0
+    assert re.search(r"^ParameterError: not agreed to: \d+ calls", done.stderr, re.M), done.stderr[-2000:]
 
 
 def test_a_refused_parameter_is_what_the_text_says(tmp_path):

@@ -1,7 +1,10 @@
-"""A busy machine: four steps of the language-model loop beside two processes that keep the cores busy.
+"""A busy machine: the same work beside two processes that keep the cores busy.
 
-`fast` is the project's default, idle threads that sleep (OMP_WAIT_POLICY=PASSIVE, which fpo sets before torch is
-loaded); `slow` is OpenMP's own default, idle threads that spin, as it is where torch is imported first.
+Four steps of the language-model loop: `fast` is the project's default, idle threads that sleep
+(OMP_WAIT_POLICY=PASSIVE, which fpo sets before torch is loaded); `slow` is OpenMP's own default, idle threads that
+spin, as it is where torch is imported first.
+
+Each chapter, executed as `make book` does: `fast` is with nothing beside it, `slow` on the busy machine.
 """
 
 import os
@@ -9,8 +12,12 @@ import subprocess
 import sys
 import time
 
+import nbformat
 import pytest
 from tools import portable
+
+sys.path.append(str(portable.ROOT / "book"))
+import execute  # a script's neighbor, in no package
 
 STEPS = 4
 RUN = "import sys; from fpo.llm.__main__ import main; sys.exit(main(sys.argv[1:]))"
@@ -42,3 +49,30 @@ def test_fast(benchmark, tmp_path):
 @pytest.mark.benchmark(group="busy")
 def test_slow(benchmark, tmp_path):
     measure(benchmark, "spinning", tmp_path)
+
+
+def chapter_seconds(name: str, busy: int) -> float:
+    """Wall seconds of a chapter's execution, with the kernel's start."""
+    path = execute.notebook_path(name)
+    notebook = nbformat.read(path, as_version=4)
+    with portable.spinning(busy):
+        started = time.perf_counter()
+        execute.run(name, notebook, {}, path.parent, progress=False)
+        return time.perf_counter() - started
+
+
+def measure_chapter(benchmark, monkeypatch, name: str, busy: int) -> None:
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # the other benchmarks' one thread
+        monkeypatch.delenv(variable, raising=False)
+    benchmark.group = f"busy_{name}"
+    benchmark.extra_info["units"] = 1
+    benchmark.pedantic(chapter_seconds, args=(name, busy), rounds=1)
+
+
+@pytest.mark.parametrize("name", execute.notebook_names())
+class TestChapter:
+    def test_fast(self, benchmark, monkeypatch, name):
+        measure_chapter(benchmark, monkeypatch, name, 0)
+
+    def test_slow(self, benchmark, monkeypatch, name):
+        measure_chapter(benchmark, monkeypatch, name, 2)

@@ -27,7 +27,7 @@ def summarize(report: dict) -> dict[str, dict[str, float]]:
     extra: dict[str, dict[str, float]] = {}
     for row in report["benchmarks"]:
         group = groups.setdefault(row["group"], {})
-        group[row["name"]] = (row["stats"]["median"], row["extra_info"]["units"])
+        group[row["name"].partition("[")[0]] = (row["stats"]["median"], row["extra_info"]["units"])
         more = {key: value for key, value in row["extra_info"].items() if key != "units"}
         extra.setdefault(row["group"], {}).update(more)
     summary = {}
@@ -60,9 +60,9 @@ def main() -> int:
         summary = summarize(json.loads(raw.read_text()))
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"\n{'benchmark':16}{'fast [s]':>12}{'slow [s]':>12}{'ratio':>10}   units of work")
+    print(f"\n{'benchmark':24}{'fast [s]':>12}{'slow [s]':>12}{'ratio':>10}   units of work")
     for name, row in summary.items():
-        print(f"{name:16}{row['fast_seconds']:12.3f}{row['slow_seconds']:12.1f}{row['ratio']:10.3g}   {row['units']}")
+        print(f"{name:24}{row['fast_seconds']:12.3f}{row['slow_seconds']:12.1f}{row['ratio']:10.3g}   {row['units']}")
     print(f"written to {OUT}")
     return 0
 
