@@ -106,6 +106,14 @@ def test_weights_are_in_units_of_spreads_and_chosen_on_the_probe(played):
     assert read(plan, "fixed-relaxed-1")["settings"]["gamma"] == 2.0
 
 
+def test_an_arm_with_a_single_weight_is_not_tuned(content, played):
+    arms = content["arms"] | {"relaxed": {"rule": "relaxed", "weights": [0.7]}}
+    plan = Plan(content | {"arms": arms}, played[0].out)
+    assert plan.chosen("relaxed") == 0.7 and not plan.tuning()
+    judged = {job.name: job for job in plan.judged()}["planted-relaxed-1"]
+    assert judged.weight == 0.7 and judged.settings.gamma == pytest.approx(0.7 * plan.units()["relaxed"])
+
+
 def test_what_a_run_s_file_holds(played):
     plan, _ = played
     run = read(plan, "planted-relaxed-1")

@@ -67,8 +67,9 @@ def standard_only(change, slope=0.5):
 
 @pytest.fixture
 def verdicts(monkeypatch, tmp_path):
-    def of(stored, figures=False):
-        monkeypatch.setattr(results, "stored_runs", lambda folder: stored)
+    def of(stored, figures=False, encoder=()):
+        folders = {"llm_study": stored, "llm_encoder": dict(encoder)}
+        monkeypatch.setattr(results, "stored_runs", folders.__getitem__)
         return play("llm_study", tmp_path / "results.json", figures, again_prompts=0)
 
     return of
@@ -171,3 +172,36 @@ def test_what_is_not_played_yet_stays_open(verdicts):
     assert there["exploratory"]["there"] == 24 and there["so_far"]["seeds"] == 3
     found, content = verdicts({}, figures=True)
     assert set(found.values()) == {"open"} and content["results"]["final_utility"]["planted"] == {}
+
+
+def with_encoder(change, seeds=range(5)):
+    """The standard runs of the study, and the five arms with another encoder, `change` by arm."""
+    arms = ("standard", "kl", "relaxed", "best-of-u", "random")
+    return {f"encoder-{arm}-{seed}": run("encoder", arm, seed, change.get(arm, 0.0)) for arm in arms for seed in seeds}
+
+
+@pytest.mark.parametrize(
+    ("change", "gate", "kl", "chance", "relaxed"),
+    [
+        ({"standard": -1.6}, "new", "new", "new", "new"),
+        ({"standard": -1.6, "relaxed": 1.5}, "new", "new", "new", "does not hold"),
+        ({"kl": -1.6, "random": -1.6}, "does not hold", "does not hold", "does not hold", "does not hold"),
+        ({"standard": -0.5}, "open", "new", "new", "new"),
+    ],
+    ids=["as before", "foresight", "reversed", "astride"],
+)
+def test_what_carries_over_to_another_encoder(verdicts, change, gate, kl, chance, relaxed):
+    found, content = verdicts(standard_only(-1.6), encoder=with_encoder(change), figures=gate == "new")
+    names = [f"encoder-{name}" for name in ("gate", "kl", "random", "relaxed")]
+    assert [found[name] for name in names] == [gate, kl, chance, relaxed]
+    assert content["results"]["models"]["gate"]["seeds"] == content["results"]["models"]["planned"] == 5
+    assert (
+        found["gate-planted"] == "new"
+        and content["results"]["delta"] == verdicts(standard_only(-1.6))[1]["results"]["delta"]
+    )
+
+
+def test_with_too_few_seeds_of_another_encoder_nothing_is_decided(verdicts):
+    found, content = verdicts(standard_only(-1.6), encoder=with_encoder({"standard": -1.6}, range(4)))
+    assert {found[f"encoder-{name}"] for name in ("gate", "kl", "random", "relaxed")} == {"open"}
+    assert content["results"]["models"]["kl"]["pairs"] == 4

@@ -64,8 +64,9 @@ class Plan:
     ----------
     content : mapping
         `common`: settings of every run. `settings`: by name, what each changes. `arms`: by name, what each changes,
-        with `weights` if one is tuned, or `weight_of` another arm. `tuning`: setting, seeds, pilots (seeds). `judged`:
-        a list of setting, arms, seeds. `watch_at`: positions. `group`: runs in a batch.
+        with `weights` if one is tuned (a single one is taken as it is), or `weight_of` another arm. `tuning`: setting,
+        seeds, pilots (seeds). `judged`: a list of setting, arms, seeds. `watch_at`: positions. `group`: runs in a
+        batch.
     out : path
         The folder of the files.
     file : path
@@ -126,7 +127,7 @@ class Plan:
         return self.content["arms"][arm].get("weights", [])
 
     def tuning(self) -> list[Job]:
-        """Every weight of every arm that has one, on the tuning seeds; nothing before the pilots are done."""
+        """Every weight of every arm that has several, on the tuning seeds; nothing before the pilots are done."""
         setting, seeds = (self.content["tuning"][name] for name in ("setting", "seeds"))
         units = self.units()
         if units is None:
@@ -137,10 +138,13 @@ class Plan:
             for arm, changes in self.content["arms"].items()
             for rule in [changes["rule"]]
             for weight in self._weights(arm)
+            if len(self._weights(arm)) > 1
         ]
 
     def chosen(self, arm: str) -> float | None:
         """The weight with the best mean utility on the probe at the end of the tuning runs; None if one is missing."""
+        if len(weights := self._weights(arm)) == 1:
+            return weights[0] if self.units() else None
         found = self._read(job for job in self.tuning() if job.arm == arm)
         if not found:
             return None
