@@ -67,8 +67,8 @@ def standard_only(change, slope=0.5):
 
 @pytest.fixture
 def verdicts(monkeypatch, tmp_path):
-    def of(stored, figures=False, encoder=()):
-        folders = {"llm_study": stored, "llm_encoder": dict(encoder)}
+    def of(stored, figures=False, **others):
+        folders = {"llm_study": stored} | {f"llm_{name}": others.get(name, {}) for name in ("encoder", "policy")}
         monkeypatch.setattr(results, "stored_runs", folders.__getitem__)
         return play("llm_study", tmp_path / "results.json", figures, again_prompts=0)
 
@@ -174,12 +174,14 @@ def test_what_is_not_played_yet_stays_open(verdicts):
     assert set(found.values()) == {"open"} and content["results"]["final_utility"]["planted"] == {}
 
 
-def with_encoder(change, seeds=range(5)):
-    """The standard runs of the study, and the five arms with another encoder, `change` by arm."""
+def with_other(setting, change, seeds=range(5)):
+    """Five arms with another model, `change` by arm, and their pilots."""
     arms = ("standard", "kl", "relaxed", "best-of-u", "random")
-    return {f"encoder-{arm}-{seed}": run("encoder", arm, seed, change.get(arm, 0.0)) for arm in arms for seed in seeds}
+    found = {f"{setting}-pilot-standard-{s}": run(setting, "standard", s, 0.0, "pilot") for s in (1000, 1001, 1002)}
+    return found | {f"{setting}-{arm}-{s}": run(setting, arm, s, change.get(arm, 0.0)) for arm in arms for s in seeds}
 
 
+@pytest.mark.parametrize("setting", ["encoder", "policy"])
 @pytest.mark.parametrize(
     ("change", "gate", "kl", "chance", "relaxed"),
     [
@@ -190,18 +192,20 @@ def with_encoder(change, seeds=range(5)):
     ],
     ids=["as before", "foresight", "reversed", "astride"],
 )
-def test_what_carries_over_to_another_encoder(verdicts, change, gate, kl, chance, relaxed):
-    found, content = verdicts(standard_only(-1.6), encoder=with_encoder(change), figures=gate == "new")
-    names = [f"encoder-{name}" for name in ("gate", "kl", "random", "relaxed")]
+def test_what_carries_over_to_another_model(verdicts, setting, change, gate, kl, chance, relaxed):
+    found, content = verdicts(standard_only(-1.6), **{setting: with_other(setting, change)}, figures=gate == "new")
+    names = [f"{setting}-{name}" for name in ("gate", "kl", "random", "relaxed")]
     assert [found[name] for name in names] == [gate, kl, chance, relaxed]
-    assert content["results"]["models"]["gate"]["seeds"] == content["results"]["models"]["planned"] == 5
-    assert (
-        found["gate-planted"] == "new"
-        and content["results"]["delta"] == verdicts(standard_only(-1.6))[1]["results"]["delta"]
-    )
+    results = content["results"]
+    assert results["models"][setting]["gate"]["seeds"] == results["models"]["planned"] == 5
+    assert found["gate-planted"] == "new" and results["pilots"] == len(PLAN["tuning"]["pilots"])
+    # Only another policy has a margin of its own.
+    assert (results["own_delta"] is not None) == (setting == "policy")
+    other = "policy" if setting == "encoder" else "encoder"
+    assert {found[f"{other}-{name}"] for name in ("gate", "kl", "random", "relaxed")} == {"open"}
 
 
-def test_with_too_few_seeds_of_another_encoder_nothing_is_decided(verdicts):
-    found, content = verdicts(standard_only(-1.6), encoder=with_encoder({"standard": -1.6}, range(4)))
+def test_with_too_few_seeds_of_another_model_nothing_is_decided(verdicts):
+    found, content = verdicts(standard_only(-1.6), encoder=with_other("encoder", {"standard": -1.6}, range(4)))
     assert {found[f"encoder-{name}"] for name in ("gate", "kl", "random", "relaxed")} == {"open"}
-    assert content["results"]["models"]["kl"]["pairs"] == 4
+    assert content["results"]["models"]["encoder"]["kl"]["pairs"] == 4
