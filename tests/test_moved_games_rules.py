@@ -73,7 +73,7 @@ def test_every_claim_can_hold_and_can_fail_and_the_whole_ledger_closes(tmp_path,
     found = content["results"]
     assert found["missing"] == [] and found["saved"]["start2"]["cost-start"]["retuned"] == 0
     assert found["untuned"]["linear"]["bound-1"] | {"interval": 0} == {
-        "saved": 64, "of": 64, "median": 9.8, "interval": 0,
+        "saved": 64, "of": 64, "median": 9.8, "interval": 0, "drop": 0.0, "lowest": 9.8,
     }  # fmt: skip
     assert found["advice"]["practical"]["fails"] == ["shift3", "shift3cost"] and found["advice"]["flat"]["tuning"] == 8
     verdicts, _ = told(tmp_path, monkeypatch, against)
