@@ -8,6 +8,7 @@ import yaml
 from tools.verdicts import play
 
 from fpo import results
+from fpo.llm.plan import Plan
 
 PLAN = yaml.safe_load((Path(__file__).parents[1] / "notebooks" / "parameters" / "llm_study.yaml").read_text())
 PROMPTS = 84
@@ -195,13 +196,25 @@ def test_what_carries_over_to_another_model(verdicts, setting, change, gate, kl,
     found, content = verdicts(standard_only(-1.6), **{setting: with_other(setting, change)}, figures=gate == "new")
     names = [f"{setting}-{name}" for name in ("gate", "kl", "random", "relaxed")]
     assert [found[name] for name in names] == [gate, kl, chance, relaxed]
-    results = content["results"]
-    assert results["models"][setting]["gate"]["seeds"] == results["models"]["planned"] == 5
-    assert found["gate-planted"] == "new" and results["pilots"] == len(PLAN["tuning"]["pilots"])
+    told = content["results"]
+    assert told["models"][setting]["gate"]["seeds"] == told["models"]["planned"] == 5
+    assert found["gate-planted"] == "new" and told["pilots"] == len(PLAN["tuning"]["pilots"])
     # Only another policy has a margin of its own.
-    assert (results["own_delta"] is not None) == (setting == "policy")
+    assert (told["own_delta"] is not None) == (setting == "policy")
     other = "policy" if setting == "encoder" else "encoder"
     assert {found[f"{other}-{name}"] for name in ("gate", "kl", "random", "relaxed")} == {"open"}
+
+
+@pytest.mark.parametrize("name, model", [("encoder", "reward_model"), ("policy", "policy")])
+def test_the_plan_of_another_model_changes_that_model_alone(name, model):
+    folder = Path(__file__).parents[1] / "notebooks"
+    own = yaml.safe_load((folder / "parameters" / f"llm_{name}.yaml").read_text())
+    assert own["common"] == PLAN["common"] | {model: own["common"][model]}
+    assert own["settings"] == {name: PLAN["settings"]["planted"]}
+    study = Plan(PLAN, folder / "runs" / "llm_study")
+    for arm, record in own["arms"].items():
+        weights = {"weights": [study.chosen(arm)]} if "weights" in record else {}
+        assert record == PLAN["arms"][arm] | weights
 
 
 def test_with_too_few_seeds_of_another_model_nothing_is_decided(verdicts):

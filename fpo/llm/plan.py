@@ -142,7 +142,10 @@ class Plan:
         ]
 
     def chosen(self, arm: str) -> float | None:
-        """The weight with the best mean utility on the probe at the end of the tuning runs; None if one is missing."""
+        """The weight with the best mean utility on the probe at the end of the tuning runs; None if one is missing.
+
+        A single weight is taken as it is, once the pilots have set its unit.
+        """
         if len(weights := self._weights(arm)) == 1:
             return weights[0] if self.units() else None
         found = self._read(job for job in self.tuning() if job.arm == arm)
