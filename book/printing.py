@@ -268,7 +268,7 @@ def print_book(site: Path, source: Path, pdf: Path) -> None:
         # Numbers stand in a column of fixed width, so the second print is the last.
         for _ in range(3):
             joined.write_text(str(book), encoding="utf8")
-            chromium.print_page(browser, joined, draft)
+            chromium.print_page(browser, joined, draft, final=numbers is not None)
             if (found := page_numbers(draft)) == numbers:
                 break
             numbers = found
