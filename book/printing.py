@@ -104,6 +104,16 @@ def join(site: Path, toc: Path, about: tuple[str, ...]) -> BeautifulSoup:
 
 def clean(article: Tag) -> None:
     """Leave what belongs on paper, with everything else that is folded away open."""
+    # Of code whose printed words stay, the name stays too: the text speaks of it.
+    for fold in article.select("div.cell > details.hide"):
+        if fold.parent.select_one(".cell_output pre"):
+            name = fold.select_one("summary p").get_text(strip=True)
+            fold.insert_before(told := add(article, "p", "print-folded"))
+            told.string = f"{name} (not printed)"
+    # A card's picture stands in full further down. A high one would be too small to read here.
+    for image in article.select(".key-figure img[height]"):
+        if int(image["height"]) > 1.15 * int(image["width"]):
+            image.find_parent(class_="key-figure").decompose()
     for screen in article.select(SCREEN_ONLY):
         if not screen.decomposed:
             screen.decompose()

@@ -1,5 +1,7 @@
 """The book's own role, directives and mending: what they show, and that every fault is a warning."""
 
+import json
+
 import pytest
 from bs4 import BeautifulSoup
 from tools.sphinx_book import CLAIM, RESULTS, Book
@@ -61,11 +63,11 @@ def test_broken_results_file_is_a_warning(book, content):
 
 def test_changed_results_reach_the_page_of_an_incremental_build(book):
     page, _ = book.build("{result}`tiny/gap|.1f`\n\n```{environment-table} tiny\n```")
-    digest = page.select("table.environment td")[-1].get_text(strip=True)
+    digest = page.select("table.environment td")[-2].get_text(strip=True)
     book.results(RESULTS | {"results": {"gap": 2}})
     page, warnings = book.build()
     assert page.select_one("span.result").get_text() == "2.0"
-    assert page.select("table.environment td")[-1].get_text(strip=True) != digest
+    assert page.select("table.environment td")[-2].get_text(strip=True) != digest
     assert warnings == ""
 
 
@@ -92,10 +94,26 @@ def test_fault_of_a_table_is_a_warning(book, directive, results, message):
 
 
 def test_environment_table(book):
-    page, _ = book.build("```{environment-table} tiny\n```")
+    other = {"python": "3.11", "host": "a laptop"}
+    (book.source / "notebooks" / "results" / "other.json").write_text(json.dumps({"environment": other}))
+    page, _ = book.build("```{environment-table} tiny other\n```")
     rows = [[cell.get_text() for cell in row.find_all("td")] for row in page.select("tbody tr")]
-    assert rows[:3] == [["python", "3.11"], ["packages", "numpy 2.4, scipy 1.17"], ["host", "not available"]]
-    assert len(rows[3][1]) == 12
+    assert rows[:4] == [
+        ["host", "not available", "tiny"],
+        ["host", "a laptop", "other"],
+        ["packages", "numpy 2.4, scipy 1.17", "tiny"],
+        ["python", "3.11", "all"],
+    ]
+    assert [(len(digest), name) for _, digest, name in rows[4:]] == [(12, "tiny"), (12, "other")]
+
+
+def test_no_line_begins_with_what_closes_the_one_before():
+    soup = BeautifulSoup(
+        '<article><p><span class="math">x</span>), and <span class="math">y</span> z</p></article>', "html.parser"
+    )
+    fpo_pages.mend(soup)
+    assert [each.get_text() for each in soup.select(".unbroken")] == ["x),"]
+    assert soup.get_text() == "x), and y z"
 
 
 def test_image_without_alt_text_is_a_warning(book):

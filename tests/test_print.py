@@ -11,6 +11,7 @@ import chromium
 import pypdfium2
 import pytest
 from bs4 import BeautifulSoup
+from PIL import Image
 from sphinx_external_toc.parsing import parse_toc_yaml
 from tools import pages, paper
 
@@ -125,6 +126,20 @@ def test_the_pages_are_joined_with_ids_of_their_own(small):
     assert contents == ["Contents", "The first", "Rest", "The second", "A part"]
 
 
+def test_a_fold_that_printed_words_keeps_its_name_and_a_high_picture_leaves_its_card():
+    fold = '<details class="hide"><summary><p>Code: {0}</p><p>Code: {0}</p></summary><pre>x</pre></details>'
+    words, picture = '<div class="cell_output"><pre>1</pre></div>', '<div class="cell_output"><img src="a.png"></div>'
+    cards = "".join(f'<p class="key-figure"><img src="{h}.png" width="90" height="{h}"></p>' for h in (60, 180))
+    cells = "".join(
+        f'<div class="cell">{fold.format(name)}{made}</div>' for name, made in (("a", words), ("b", picture))
+    )
+    article = BeautifulSoup(f"<article>{cells}{cards}</article>", "html.parser").article
+    printing.clean(article)
+    assert [each.get_text() for each in article.select(".print-folded")] == ["Code: a (not printed)"]
+    assert article.select_one(".cell").contents[0] in article.select(".print-folded")
+    assert [image["src"] for image in article.select(".key-figure img")] == ["60.png"]
+
+
 def test_a_small_book_is_printed(small, executable, tmp_path):
     site, source = small()
     printing.print_book(site, source, tmp_path / "book.pdf")
@@ -150,13 +165,15 @@ def test_faults_of_the_print_are_seen(small, executable, tmp_path, monkeypatch):
         printing, "page_numbers", lambda pdf: {name: page - 1 for name, page in page_numbers(pdf).items()}
     )
     more = r"""<pre class="lost">lost = "a line"</pre><p>\(x\)</p>
+<img src="square.png" alt="A square" style="width: 90px; height: 30px; object-fit: fill">
 <div style="break-before: page; height: 9px; width: 900px"></div>"""
     unwrapped = "@media print { pre { overflow: hidden !important; white-space: pre !important } }"
     site, source = small(STYLE.replace("details.hide", "details.none") + unwrapped, first=ARTICLES["first"] + more)
+    Image.new("RGB", (9, 9)).save(site / "square.png")
     printing.print_book(site, source, tmp_path / "book.pdf")
     found = {fault.kind for fault in paper.faults(tmp_path / "book.pdf", site, PATHS)}
     kinds = (paper.ABSENT, paper.BLANK, paper.NUMBER, paper.CLIPPED, paper.SHRUNK, paper.FOLDED)
-    kinds += (paper.TEX, paper.LINK)
+    kinds += (paper.TEX, paper.LINK, paper.DISTORTED)
     assert found == set(kinds)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import os
+import re
+import threading
+from contextlib import closing
 
 import pytest
-from tools import weight
+from tools import pages, weight
 
 PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>A page</title><link rel="icon" href="data:,"><style>body {{ margin: 0 }}</style></head>
@@ -35,6 +38,50 @@ def noise(size):
 def test_no_page_of_the_book_is_heavy_or_moves(built_book, browser):
     found = weight.faults(weight.weigh(browser, built_book))
     assert not found, "\n".join(["", *map(str, found)])
+
+
+class _InTwo(pages._Handler):
+    """Sends a page of the book up to a link in its first lines, and the rest when it is told."""
+
+    page = "notebooks/foresight.html"
+    whole = b""
+    rest = threading.Event()
+
+    def do_GET(self):
+        if self.path != f"{pages.PREFIX}{self.page}":
+            return super().do_GET()
+        at = self.whole.index(b"xref", self.whole.index(b"<article"))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(self.whole)))
+        self.end_headers()
+        self.wfile.write(self.whole[:at])
+        self.wfile.flush()
+        self.rest.wait(pages.LIMIT)
+        self.wfile.write(self.whole[at:])
+
+
+PAINTS = "performance.getEntriesByType('paint').length"
+
+
+def test_nothing_is_painted_before_the_first_screen_is_there(built_book, browser):
+    """On a slow line the first words moved as more of the page came in, in one of thirty tries."""
+    page = (built_book / _InTwo.page).read_bytes()
+    link = re.search(rb'<link[^>]*rel="expect"[^>]*>', page)[0]
+    for _InTwo.whole, early in ((page, 0), (page.replace(link, b""), 1)):
+        _InTwo.rest.clear()
+        with pages.served(built_book, _InTwo) as address, closing(browser._chromium.new_context()) as session:
+            tab = session.new_page()
+            tab.goto(address + _InTwo.page, wait_until="commit")
+            tab.wait_for_function("document.querySelector('article h1')", polling=50)
+            if early:
+                tab.wait_for_function(f"{PAINTS} > 0", polling=50)
+            else:
+                tab.wait_for_timeout(500)
+            assert (tab.evaluate(PAINTS) > 0) == early
+            _InTwo.rest.set()
+            tab.wait_for_load_state()
+            tab.wait_for_function(f"{PAINTS} > 0", polling=50)
 
 
 def test_a_heavy_picture_is_found(weigh):

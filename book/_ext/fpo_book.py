@@ -8,7 +8,7 @@ repeats what it holds, it refers to it, and what cannot be resolved is a Sphinx 
     {result}`linear/claims:linear-collapse.verdict|s`      a field of the claim with this id
     {result}`neural/digits:final_utility|d`                decimals that repeat on other machines
 
-    ```{environment-table} linear
+    ```{environment-table} linear neural
     ```
 
 fpo_claims.py beside this file shows claims as tables and squares.
@@ -178,20 +178,26 @@ class ResultsDirective(SphinxDirective):
 
 
 class EnvironmentTable(ResultsDirective):
-    """{environment-table} NAME: where and with what a notebook's committed results were made."""
+    """{environment-table} NAMES: where and with what these notebooks' committed results were made."""
 
     required_arguments = 1
+    final_argument_whitespace = True
 
     def build(self, notebooks: list[str]) -> list[nodes.Node]:
-        (notebook,) = notebooks
-        environment = read_results(self.env, notebook).get("environment")
-        if not isinstance(environment, dict) or not environment:
-            raise Fault(f"{RESULTS}/{notebook}.json has no environment")
-        digest = hashlib.sha256(Path(self.env.srcdir, RESULTS, f"{notebook}.json").read_bytes()).hexdigest()
-        rows = [(name, self.text(value)) for name, value in environment.items()]
-        rows.append((f"sha256 of results/{notebook}.json", digest[:12]))
-        cells = [[[paragraph(nodes.Text(text))] for text in row] for row in rows]
-        return [table(("What", "Value"), cells, (30, 70), ["environment"])]
+        used: dict[tuple[str, str], list[str]] = {}  # notebooks by what they used and its version
+        digests = []
+        for notebook in notebooks:
+            environment = read_results(self.env, notebook).get("environment")
+            if not isinstance(environment, dict) or not environment:
+                raise Fault(f"{RESULTS}/{notebook}.json has no environment")
+            for name, value in environment.items():
+                used.setdefault((name, self.text(value)), []).append(notebook)
+            content = Path(self.env.srcdir, RESULTS, f"{notebook}.json").read_bytes()
+            digests.append(("sha256 of its results", hashlib.sha256(content).hexdigest()[:12], notebook))
+        rows = [(*what, "all" if len(users) == len(notebooks) else ", ".join(users)) for what, users in used.items()]
+        rows.sort(key=lambda row: row[0])
+        cells = [[[paragraph(nodes.Text(text))] for text in row] for row in (*rows, *digests)]
+        return [table(("What", "Value", "Notebooks"), cells, (25, 25, 50), ["environment"])]
 
     def text(self, value: Any) -> str:
         if isinstance(value, dict):

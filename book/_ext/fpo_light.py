@@ -17,6 +17,7 @@ from PIL import Image
 from sphinx.application import Sphinx
 
 SHEET = "_static/site.css"
+FIRST_SCREEN = "first-screen"  # what a browser waits for before it paints
 ICON_SCRIPT = "all.min.js"
 # Tags, classes and ids that stand on no page yet: a formula's are drawn later, and the root's are set by scripts.
 LATER = {"svg", "math", "mjx-container", "mjx-assistive-mml"}
@@ -80,6 +81,7 @@ def lighten(folder: Path) -> None:
                 script.decompose()
         write_out(soup)
         move_scripts(soup)
+        wait_for_first_screen(soup)
         set_theme_early(soup)
     for page, soup in site.pages.items():
         set_sizes(site, page, soup)
@@ -112,6 +114,15 @@ def move_scripts(soup: BeautifulSoup) -> None:
         if (waits or follows) and not module:
             script.extract()
             first.insert_before(script) if first else soup.body.append(script)
+
+
+def wait_for_first_screen(soup: BeautifulSoup) -> None:
+    """Nothing is painted before the first section has begun: on a slow line the words before it moved as more came."""
+    heading = soup.select_one("article h2")
+    if soup.head is None or heading is None:
+        return
+    heading.insert_before(soup.new_tag("span", id=FIRST_SCREEN))
+    soup.head.append(soup.new_tag("link", rel="expect", href=f"#{FIRST_SCREEN}", blocking="render"))
 
 
 def set_theme_early(soup: BeautifulSoup) -> None:

@@ -4,10 +4,11 @@ Every change of markup answers a fault which a screen reader or axe-core reports
 colours are mended in book/_static/book.css.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup, NavigableString, Tag
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -17,6 +18,7 @@ CODE_SWITCH = (
     '<button class="btn btn-sm code-switch needs-script" type="button"><span class="what">Show all code</span></button>'
 )
 HEADS = ("h1", "h2", "h3", "h4")
+CLOSING = re.compile(r"[.,;:!?)\]\u2019\u201d]+")
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,12 @@ def mend(soup: BeautifulSoup) -> None:
     for equation in soup.select("article div.math"):
         number = equation.select_one(".eqno")
         make_scrollable(equation, f"Equation {number.get_text(strip=True).rstrip('#')}" if number else "Equation")
+    # A browser may break a line behind a drawing: what closes the sentence would begin the next one.
+    for formula in soup.select("article span.math"):
+        after = formula.next_sibling
+        if isinstance(after, NavigableString) and (mark := CLOSING.match(after)):
+            after.replace_with(after[mark.end() :])
+            formula.wrap(soup.new_tag("span", attrs={"class": "unbroken"})).append(mark[0])
     # The theme's script gives the focus to a <pre> that is too wide as the page loads. One in a closed cell is not.
     for text in soup.select("article pre"):
         if not text.find_parent(class_="scrolling"):

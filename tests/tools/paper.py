@@ -23,6 +23,7 @@ SHRUNK = "printed too small"
 FOLDED = "folded code"
 TEX = "unrendered math"
 LINK = "link to a file"
+DISTORTED = "distorted picture"
 LONGEST = 40  # lines of code that are looked for, of each page
 ROUNDING = 2  # points
 
@@ -107,11 +108,13 @@ def body(sheet: Sheet, number: int) -> str:
 
 
 def sheet_faults(sheets: list[Sheet]) -> set[Fault]:
-    """Blank pages, and text that runs out of the margin: the right one is as wide as the left one."""
+    """Blank pages, distorted pictures, and text out of the margin: the right one is as wide as the left one."""
     found: set[Fault] = set()
     left = min((left for sheet in sheets for left, _ in sheet.edges), default=0)
     for number, sheet in enumerate(sheets, start=1):
         where = f"page {number}"
+        odd = [ratio for ratio in sheet.stretched if abs(ratio - 1) > 0.02]
+        found |= {Fault(where, DISTORTED, f"{ratio:.0%} as wide for its height as it was") for ratio in odd}
         if not body(sheet, number) and not sheet.pictures:
             found.add(Fault(where, BLANK, "neither a word nor a picture"))
         edge = sheet.width - left + ROUNDING
@@ -134,6 +137,7 @@ class Sheet:
     edges: list[tuple[float, float]]  # left and right of each line of text, in points
     scales: list[float]  # of the first and the last letter
     pictures: int
+    stretched: list[float]  # how much wider than high each bitmap is than it was
     addresses: list[str]  # that links lead to outside of the book
     width: float
 
@@ -157,9 +161,16 @@ def read_sheet(document, page) -> Sheet:
         [(left, right) for left, _, right, _ in rectangles],
         [matrix.a for matrix in matrices],
         len(list(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_PATH]))),
+        [stretch(image) for image in page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE])],
         list(addresses(document, page)),
         page.get_width(),
     )
+
+
+def stretch(image) -> float:
+    """The ratio of width to height on paper over that of its pixels."""
+    (width, height), (left, low, right, high) = image.get_px_size(), image.get_bounds()
+    return (right - left) / (high - low) * height / width
 
 
 def addresses(document, page):
