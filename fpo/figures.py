@@ -164,5 +164,6 @@ def plane(
     signal, noise = np.meshgrid(np.linspace(0, extent[0], 201), np.linspace(0, extent[1], 201))
     axis.contourf(signal, noise, value(signal, noise), levels=levels, cmap="Greys", alpha=0.5)
     lines = axis.contour(signal, noise, value(signal, noise), levels=levels[1:-1], colors="0.4", linewidths=0.6)
-    axis.clabel(lines, fontsize=LETTERS, fmt="%g")
+    for label in axis.clabel(lines, fontsize=LETTERS, fmt="%g"):
+        label.set_rotation(0)  # along its line a 6 may stand on its head
     axis.set(xlabel="signal norm", ylabel="noise norm", xlim=(0, extent[0]), ylim=(0, extent[1]))

@@ -107,6 +107,20 @@ def test_environment_table(book):
     assert [(len(digest), name) for _, digest, name in rows[4:]] == [(12, "tiny"), (12, "other")]
 
 
+def test_a_table_of_sentences_knows_its_columns_in_every_cell():
+    def mended(last, heads=("A", "B", '<span class="math">x</span>')):
+        head = "".join(f"<th>{name}</th>" for name in heads)
+        row = "".join(f"<td>{text}</td>" for text in ("1", "2", last)[: len(heads)])
+        table = f"<table><thead><tr>{head}</tr></thead><tbody><tr>{row}</tr></tbody></table>"
+        soup = BeautifulSoup(f"<article><h2>T</h2>{table}</article>", "html.parser")
+        fpo_pages.mend(soup)
+        return soup.table.get("class"), [cell.get("data-head") for cell in soup.select("td")]
+
+    assert mended("a long sentence " * 3) == (["stacks"], ["A", "B", None])
+    assert mended("3") == (None, [None, None, None])
+    assert mended("", ("A", "a long sentence " * 3)) == (None, [None, None])
+
+
 def test_no_line_begins_with_what_closes_the_one_before():
     soup = BeautifulSoup(
         '<article><p><span class="math">x</span>), and <span class="math">y</span> z</p></article>', "html.parser"

@@ -153,13 +153,14 @@ def plane(env: BuildEnvironment) -> tuple[str, Markup, dict[str, Any], dict[str,
     legend = Markup(
         '<p class="across">{}<br>Halfway hollow, at the end filled; thick is the run whose texts stand here.</p>'
     )
+    entry = Markup('<span class="unbroken">{} {}</span>')
     title = f"{setting_of(first)}: {first['arm']}, seed {first['seed']}"
     form = [
         choice("run", "Run", [(f"{opened}-{first['seed']}", title)], "pick"),
         choice("question", "Held-out question", enumerate(data["prompts"]), "pick"),
         chart("runs", "Held-out utility U against the KL divergence from the base: runs of one setting", height=300),
         Markup('<div class="texts">{}</div>').format(Markup("").join(blocks)),
-        legend.format(Markup("").join(swatch(look) + Markup(" {} ").format(arm) for arm, look in arms.items())),
+        legend.format(Markup(" ").join(entry.format(swatch(look), arm) for arm, look in arms.items())),
         STATUS,
     ]
     return "Explorer: runs of the study", Markup("").join(form), data, files

@@ -18,6 +18,7 @@ CODE_SWITCH = (
     '<button class="btn btn-sm code-switch needs-script" type="button"><span class="what">Show all code</span></button>'
 )
 HEADS = ("h1", "h2", "h3", "h4")
+A_SENTENCE = 40  # letters that no narrow column holds well
 CLOSING = re.compile(r"[.,;:!?)\]\u2019\u201d]+")
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ def mend(soup: BeautifulSoup) -> None:
     for row in soup.select("article table thead"):
         if not row.get_text(strip=True):  # Markdown has no table without a head
             row.decompose()
+    for content in soup.select("article table:not(.claims)"):
+        stack(content)
     for content in soup.select("article table"):
         head = content.find_previous(lambda tag: tag.name in HEADS or "rubric" in tag.get("class", ()))
         caption = content.find("caption") or head
@@ -100,6 +103,21 @@ def mend(soup: BeautifulSoup) -> None:
         if not text.find_parent(class_="scrolling"):
             box = text.wrap(soup.new_tag("div", attrs={"class": "scrolling"}))
             make_scrollable(box, "Output" if text.find_parent(class_="cell_output") else "Code")
+
+
+def stack(content: Tag) -> None:
+    """Let a table with sentences in three columns stand as cards on a phone: each cell knows its column's name."""
+    names = [
+        None if head.select_one(".math") else head.get_text(" ", strip=True) for head in content.select("thead th")
+    ]
+    longest = max((len(cell.get_text()) for cell in content.select("td")), default=0)
+    if len(names) < 3 or longest < A_SENTENCE or content.select_one("[colspan]"):
+        return
+    content["class"] = [*content.get("class", ()), "stacks"]
+    for row in content.select("tbody tr"):
+        for name, cell in zip(names, row.find_all("td"), strict=True):
+            if name:  # a formula is no text
+                cell["data-head"] = name
 
 
 def make_scrollable(box: Tag, label: str) -> None:
