@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -301,7 +302,7 @@ def test_nothing_moves_when_the_script_takes_over(explorer, name):
 
 
 @pytest.mark.parametrize("name", WHERE)
-def test_without_a_script_and_on_paper_the_still_stands(explorer, name):
+def test_without_a_script_the_still_stands_and_on_paper_its_figure_alone(explorer, name):
     with explorer(name, java_script_enabled=False) as tab:
         root = tab.locator(f"#explorer-{name}")
         assert root.locator(".explorer-still img").is_visible() and not root.locator("form").is_visible()
@@ -309,6 +310,17 @@ def test_without_a_script_and_on_paper_the_still_stands(explorer, name):
         root = tab.locator(f"#explorer-{name}")
         assert root.locator("form").is_visible() and not root.locator(".explorer-still").is_visible()
         tab.emulate_media(media="print")
+        assert not root.is_visible()
+        still = root.locator(".explorer-still img").get_attribute("src")
+        assert tab.locator(f'article figure img[src="{still}"]').is_visible()
+
+
+def test_on_paper_the_first_page_shows_the_still(address, browser):
+    with closing(browser._chromium.new_context()) as session:
+        tab = session.new_page()
+        tab.goto(f"{address}book/index.html")
+        tab.emulate_media(media="print")
+        root = tab.locator("#explorer-linear")
         assert root.locator(".explorer-still").is_visible() and not root.locator("form").is_visible()
 
 
