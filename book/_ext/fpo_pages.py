@@ -110,12 +110,13 @@ def stack(content: Tag) -> None:
     names = [
         None if head.select_one(".math") else head.get_text(" ", strip=True) for head in content.select("thead th")
     ]
-    longest = max((len(cell.get_text()) for cell in content.select("td")), default=0)
-    if len(names) < 3 or longest < A_SENTENCE or content.select_one("[colspan]"):
+    rows = [row.find_all("td") for row in content.select("tbody tr")]
+    longest = max((len(cell.get_text()) for row in rows for cell in row), default=0)
+    if len(names) < 3 or longest < A_SENTENCE or any(len(row) != len(names) for row in rows):
         return
     content["class"] = [*content.get("class", ()), "stacks"]
-    for row in content.select("tbody tr"):
-        for name, cell in zip(names, row.find_all("td"), strict=True):
+    for row in rows:
+        for name, cell in zip(names, row, strict=True):
             if name:  # a formula is no text
                 cell["data-head"] = name
 
