@@ -71,6 +71,7 @@ def test_nothing_is_painted_before_the_first_screen_is_there(built_book, browser
     for _InTwo.whole, early in ((page, 0), (page.replace(link, b""), 1)):
         _InTwo.rest.clear()
         with pages.served(built_book, _InTwo) as address, closing(browser._chromium.new_context()) as session:
+            session.set_default_timeout(pages.LIMIT * 1000)
             tab = session.new_page()
             tab.goto(address + _InTwo.page, wait_until="commit")
             tab.wait_for_function("document.querySelector('article h1')", polling=50)
