@@ -81,9 +81,9 @@ def mend(soup: BeautifulSoup) -> None:
     for row in soup.select("article table thead"):
         if not row.get_text(strip=True):  # Markdown has no table without a head
             row.decompose()
-    for content in soup.select("article table:not(.claims)"):
-        stack(content)
     for content in soup.select("article table"):
+        if "claims" not in content.get("class", ()):  # cards already
+            stack(content)
         head = content.find_previous(lambda tag: tag.name in HEADS or "rubric" in tag.get("class", ()))
         caption = content.find("caption") or head
         box = content.find_parent(class_="pst-scrollable-table-container") or content.wrap(soup.new_tag("div"))

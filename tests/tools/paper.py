@@ -156,12 +156,13 @@ def read_sheet(document, page) -> Sheet:
     matrices = [raw.FS_MATRIX() for _ in range(2)]
     for place, matrix in zip((0, letters.count_chars() - 1), matrices, strict=True):
         raw.FPDFText_GetMatrix(letters, max(place, 0), matrix)
+    pictures = list(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_PATH]))
     return Sheet(
         text.replace("\r", ""),
         [(left, right) for left, _, right, _ in rectangles],
         [matrix.a for matrix in matrices],
-        len(list(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_PATH]))),
-        [stretch(image) for image in page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE])],
+        len(pictures),
+        [stretch(each) for each in pictures if each.type == raw.FPDF_PAGEOBJ_IMAGE],
         list(addresses(document, page)),
         page.get_width(),
     )
