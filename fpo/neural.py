@@ -60,6 +60,12 @@ ARMS: tuple[Arm, ...] = get_args(Arm)
 # factor 2 that the other forms, which replace more than H^-1, do not have.
 LOSS_SLOPE = 2.0
 
+# Settings that are numbers of a run, in which games that are played as one batch may differ: see `simulate_each`.
+WEIGHTS = (
+    *("action_cost", "gamma_relaxed", "gamma_practical", "gamma_exact", "remedy_weight", "trust"),
+    *("label_spread", "sigma", "sigma_end"),
+)
+
 
 class Config(moves.Settings):
     """Settings of the neural game; the defaults are the paper's, for the exact arm the theory's.
@@ -315,16 +321,21 @@ def noise_tensors(count: int, config: Config) -> tuple[torch.Tensor, torch.Tenso
 
 
 class Batch:
-    """The exact arm, or all others, for all seeds: R runs as one batch."""
+    """The exact arm, or all others, for all seeds: R runs as one batch, in rows of an arm and its settings."""
 
-    def __init__(self, arms: Sequence[Arm], models: list[list[Layers]], start: np.ndarray, config: Config):
-        """`models` holds the first reward models, arm by arm and seed by seed; `start` (arms, seeds, d) the actions."""
-        self.arms, self.config = arms, config
+    def __init__(self, rows: Sequence[tuple[Arm, Config]], models: list[list[Layers]], start: np.ndarray):
+        """`models` holds the first reward models, row by row and seed by seed; `start` (rows, seeds, d) the actions.
+
+        The rows' settings differ in `WEIGHTS` alone.
+        """
+        self.rows, self.config = rows, (config := rows[0][1])
+        arms = {arm for arm, _ in rows}
         kind = {"dtype": getattr(torch, config.precision), "device": config.device}
         runs = [model for row in models for model in row]
         for k in range(1, config.members):
             # An ensemble's others have first weights of their own; the runs' noise stays what it is.
-            runs += [Stream((seed + k * 2**24) % 2**32, config).reward_model() for seed in config.seeds]
+            others = [Stream((seed + k * 2**24) % 2**32, config).reward_model() for seed in config.seeds]
+            runs += len(rows) * others
         stacked = [[torch.stack([run[i][j] for run in runs]).to(**kind) for j in (0, 1)] for i in range(len(runs[0]))]
         self.layers: Layers = [(weight, bias) for weight, bias in stacked]
         self.tensors = [tensor for layer in self.layers for tensor in layer]
@@ -338,45 +349,57 @@ class Batch:
         # A gradient through H^-1 is worked out in float64: see `climb`.
         self.fine = torch.float64 if self.solves else kind["dtype"]
         self.utility = config.landscape().like(self.theta)
-        self.first = torch.from_numpy(config.start()).repeat(len(arms), 1)[:, None]
+        self.first = torch.from_numpy(config.start()).repeat(len(rows), 1)[:, None]
         turned = config.remedy == "rotated"
-        self.turn = remedies.rotations(config.seeds, config.dimensions).to(**kind) if turned else torch.empty(0)
+        turns = remedies.rotations(config.seeds, config.dimensions) if turned else torch.empty(0, 1, 1)
+        self.turn = turns.repeat(len(rows), 1, 1).to(**kind)
         self.objective = self._objective()
+        self.remedy_weight = self._by_run(lambda arm, each: each.remedy_weight, self.fine)[..., None]
         closed = mlp.gradient_in_closed_form
         self.gradient = mlp.gradient_by_autograd if config.gradient == "autograd" else closed
         # Compiling the exact arm's steps made them slower.
         plain = not self.exact and config.follower == "own" and not config.trust and config.remedy == "none"
         self.climb = _compiled(climb) if config.gradient == "compiled" and plain else climb
 
+    def _by_run(self, of_row: Callable[[Arm, Config], float], dtype: torch.dtype) -> torch.Tensor:
+        """A number of each row for each of its runs, (R, 1)."""
+        values = torch.tensor([of_row(arm, each) for arm, each in self.rows], dtype=dtype, device=self.config.device)
+        return values.repeat_interleave(len(self.config.seeds))[:, None]
+
     def _objective(self) -> mlp.Objective:
         config = self.config
-        error_weights = {"relaxed": config.gamma_relaxed, "exact": LOSS_SLOPE * config.gamma_exact}
 
-        def by_run(of_arm: Callable, dtype: torch.dtype = self.fine) -> torch.Tensor:
-            values = [of_arm(arm) for arm in self.arms for _ in config.seeds]
-            return torch.tensor(values, dtype=dtype, device=config.device)[:, None]
+        def error_weight(arm: Arm, each: Config) -> float:
+            return {"relaxed": each.gamma_relaxed, "exact": LOSS_SLOPE * each.gamma_exact}.get(arm, 0.0)
 
-        through = set(self.arms) & set(config.through_oracle)
+        def norm_weight(arm: Arm, each: Config) -> float:
+            # A refit's r + <a, g> is a penalty of weight -1.
+            return each.gamma_practical if arm == "practical" else -float(each.follower == "refit")
+
+        through = self._by_run(lambda arm, each: arm in each.through_oracle, torch.bool)
         center = {"zero": torch.full_like(self.first, config.offset), "start": self.first}.get(config.cost_center)
         return mlp.Objective(
-            cost=by_run(lambda arm: config.action_cost),
-            error_weight=by_run(lambda arm: error_weights.get(arm, 0.0)),
-            # A refit's r + <a, g> is a penalty of weight -1.
-            norm_weight=by_run(
-                lambda arm: -float(config.follower == "refit") if arm != "practical" else config.gamma_practical
-            ),
-            through_oracle=by_run(lambda arm: arm in config.through_oracle, torch.bool) if through else None,
+            cost=self._by_run(lambda arm, each: each.action_cost, self.fine),
+            error_weight=self._by_run(error_weight, self.fine),
+            norm_weight=self._by_run(norm_weight, self.fine),
+            through_oracle=through if through.any() else None,
             utility=config.landscape().like(self.theta.to(self.fine)),
             center=None if center is None or not center.any() else center.to(self.theta.device, self.fine),
         )
 
     def step(self, t: int, policy: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
         """Iteration t with eps for the policy (R, inner_steps, d) and the buffer, up to its record (4, R)."""
-        config = self.config
-        sigma, lr = config.schedule(t)
-        policy, self.sampled = sigma * policy.to(self.theta), sigma * config.label_spread * buffer.to(self.theta)
+        config, lr = self.config, self.config.schedule(t)[1]
+
+        def of_runs(number: Callable[[Config], float]) -> torch.Tensor:
+            """(R, 1, 1), rounded to the game's precision once."""
+            return self._by_run(lambda arm, each: number(each), self.theta.dtype)[..., None]
+
+        sigma, buffer = of_runs(lambda each: each.schedule(t)[0]), buffer.to(self.theta)
+        policy = sigma * policy.to(self.theta)
+        self.sampled = of_runs(lambda each: each.schedule(t)[0] * each.label_spread) * buffer
         if config.wide_labels:
-            self.sampled[:, config.wide_labels :] = sigma * buffer[:, config.wide_labels :].to(self.theta)
+            self.sampled[:, config.wide_labels :] = (sigma * buffer)[:, config.wide_labels :]
         objective, hessian, held, layers, gradient = self.objective, None, None, self.layers, self.gradient
         answers = None
         known = min(t * config.new_samples, config.buffer_size)
@@ -398,7 +421,8 @@ class Batch:
             objective = objective._replace(error_weight=none, norm_weight=none)
         trust = None
         if config.trust and known:
-            trust = trust_region(self.buffer, self.labels, weights, sigma, lr * config.trust)
+            variance, weight = of_runs(lambda each: each.schedule(t)[0] ** 2), of_runs(lambda each: lr * each.trust)
+            trust = trust_region(self.buffer, self.labels, weights, variance, weight)
         rate = torch.tensor(lr, dtype=self.theta.dtype, device=self.theta.device)
         at_mean = config.utility_at == "mean" or config.remedy == "fitted"
         if config.gradient == "closed-form" and gradient is self.gradient:
@@ -406,7 +430,7 @@ class Batch:
         if config.remedy != "none" and (known or config.remedy not in remedies.SOLVED):
             refitted = config.follower == "refit"
             gradient = remedies.gradient(
-                config.remedy, config.remedy_weight, gradient, answers, refitted, self.turn, config.members
+                config.remedy, self.remedy_weight, gradient, answers, refitted, self.turn, config.members
             )
         self.theta = self.climb(
             gradient, layers, self.theta, policy, rate, objective, config.clip, at_mean, hessian, held, trust
@@ -417,7 +441,7 @@ class Batch:
         """The gradient of a linear reward of this slope (R, d), less the action's cost."""
 
         def gradient(layers: Layers, y: torch.Tensor, *rest: Any) -> torch.Tensor:
-            return slope[:, None] - 2 * self.config.action_cost * self.objective.away(y)
+            return slope[:, None] - 2 * self.objective.cost[..., None] * self.objective.away(y)
 
         return gradient
 
@@ -449,7 +473,7 @@ class Batch:
         if not config.label_noise:
             return 0.0
         drawn = [np.random.RandomState([seed, t]).normal(size=config.new_samples) for seed in config.seeds]
-        return config.label_noise * torch.from_numpy(np.stack(drawn)).to(self.theta).repeat(len(self.arms), 1)
+        return config.label_noise * torch.from_numpy(np.stack(drawn)).to(self.theta).repeat(len(self.rows), 1)
 
     def own(self) -> Layers:
         """The runs' own reward models, without the others of an ensemble."""
@@ -491,11 +515,14 @@ class Batch:
 
 
 class Play:
-    """A game as it stands: its batches, their random numbers, and its record."""
+    """A game as it stands, or several side by side: batches, their random numbers, and the record."""
 
-    def __init__(self, config: Config, keep: tuple[int, ...], start: np.ndarray, resumed: bool):
-        """A `resumed` game takes models and noise from its checkpoint: only shapes matter, and no stream is drawn."""
-        self.config, self.keep = config, keep
+    def __init__(self, configs: Sequence[Config], keep: tuple[int, ...], start: np.ndarray, resumed: bool):
+        """`start` (arms, seeds, d) is that of each game.
+
+        A `resumed` one takes models and noise from its checkpoint: only shapes matter, and no stream is drawn.
+        """
+        self.configs, self.config, self.keep = configs, (config := configs[0]), keep
         self.stream_of = {arm: int(config.pairing == "released" and arm != "standard") for arm in config.arms}
         self.streams, models = {}, {}
         for key in sorted(set(self.stream_of.values())):
@@ -503,16 +530,21 @@ class Play:
             if key and not resumed:
                 self._pass_over_the_standard_run(self.streams[key])
             models[key] = [stream.reward_model() for stream in self.streams[key]]
-        groups = [[arm for arm in config.arms if (arm == "exact") == exact] for exact in (False, True)]
+        # Rows, with the places of their game and of their arm in it.
+        places = [(g, i) for g, each in enumerate(configs) for i in range(len(each.arms))]
+        groups = [[at for at in places if (config.arms[at[1]] == "exact") == exact] for exact in (False, True)]
+        self.groups = [group for group in groups if group]
         self.batches = [
             Batch(
-                group, [models[self.stream_of[arm]] for arm in group], start[[*map(config.arms.index, group)]], config
+                [(config.arms[i], configs[g]) for g, i in group],
+                [models[self.stream_of[config.arms[i]]] for _, i in group],
+                start[[i for _, i in group]],
             )
-            for group in groups
-            if group
+            for group in self.groups
         ]
         self.eps = {key: noise_tensors(len(config.seeds), config) for key in self.streams}
-        self.record = {arm: np.full((4, config.outer_steps, len(config.seeds)), np.nan) for arm in config.arms}
+        shape = (len(configs), len(config.arms), 4, config.outer_steps, len(config.seeds))
+        self.record = np.full(shape, np.nan)
         self.snapshots: dict[int, list] = {}
 
     def _pass_over_the_standard_run(self, streams: list[Stream]) -> None:
@@ -527,11 +559,11 @@ class Play:
         for key, streams in self.streams.items():
             for stream, policy, buffer in zip(streams, *self.eps[key], strict=True):
                 stream.noise(policy, buffer)
-        for batch in self.batches:
-            policy, buffer = (torch.cat([self.eps[self.stream_of[arm]][i] for arm in batch.arms]) for i in (0, 1))
+        for group, batch in zip(self.groups, self.batches, strict=True):
+            policy, buffer = (torch.cat([self.eps[self.stream_of[arm]][i] for arm, _ in batch.rows]) for i in (0, 1))
             rows = batch.step(t, policy, buffer)
-            for arm, values in zip(batch.arms, rows.cpu().split(len(self.config.seeds), dim=1), strict=True):
-                self.record[arm][:, t] = values
+            for at, values in zip(group, rows.cpu().split(len(self.config.seeds), dim=1), strict=True):
+                self.record[at][:, t] = values
             if t in self.keep:
                 model = [(weight.clone().cpu(), bias.clone().cpu()) for weight, bias in batch.own()]
                 self.snapshots.setdefault(t, []).append((batch.theta.clone().cpu(), model, batch.buffer.clone().cpu()))
@@ -554,18 +586,17 @@ class Play:
         for key, saved in state["noise"].items():
             for stream, generator in zip(self.streams[key], saved, strict=True):
                 stream.generator.set_state(generator)
-        for arm in self.config.arms:
-            self.record[arm][:] = state["record"][arm].numpy()
+        self.record[:] = state["record"].numpy()
 
-    def result(self, seconds: float) -> Result:
-        """What has been recorded, arms in the order of the config."""
-        config, keep = self.config, self.keep
-        found = {arm: (b, i) for b, batch in enumerate(self.batches) for i, arm in enumerate(batch.arms)}
+    def result(self, game: int, seconds: float) -> Result:
+        """What has been recorded of a game, arms in the order of its config."""
+        config, keep = self.configs[game], self.keep
+        found = {at: (b, i) for b, group in enumerate(self.groups) for i, at in enumerate(group)}
 
         def gather(tensors: list[torch.Tensor]) -> np.ndarray:
             """Per batch (R, ...) to (arms, seeds, ...)."""
             parts = [tensor.cpu().unflatten(0, (-1, len(config.seeds))) for tensor in tensors]
-            return torch.stack([parts[b][i] for b, i in (found[arm] for arm in config.arms)]).numpy()
+            return torch.stack([parts[b][i] for b, i in (found[game, arm] for arm in range(len(config.arms)))]).numpy()
 
         diverged_at = gather([batch.diverged_at for batch in self.batches])
         lost = np.array([(diverged_at >= 0) & (diverged_at <= t) for t in keep]).reshape(len(keep), *diverged_at.shape)
@@ -575,7 +606,7 @@ class Play:
             values = np.stack(snapshots) if keep else np.empty((0, *diverged_at.shape))
             return np.where(lost.reshape(lost.shape + (1,) * (values.ndim - lost.ndim)), np.nan, values)
 
-        utility, reward, signal, noise = np.stack([self.record[arm] for arm in config.arms], axis=2)
+        utility, reward, signal, noise = np.moveaxis(self.record[game], 0, 2)
         return Result(
             config,
             utility,
@@ -604,9 +635,12 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def checkpoint_name(config: Config, keep: Sequence[int] = (), start: np.ndarray | None = None) -> str:
+def checkpoint_name(
+    configs: Config | Sequence[Config], keep: Sequence[int] = (), start: np.ndarray | None = None
+) -> str:
     """A file name for these settings and this code: a game of others never goes on from its checkpoint."""
-    settings = config.model_dump_json(include=set(Config.model_fields))
+    configs = [configs] if isinstance(configs, Config) else configs
+    settings = " ".join(each.model_dump_json(include=set(Config.model_fields)) for each in configs)
     first = None if start is None else start.tolist()
     digest = hashlib.sha256(f"{settings} {list(keep)} {first} {torch.__version__}".encode())
     digest.update(files.code_digest(__name__).encode())
@@ -651,6 +685,30 @@ def simulate(
     KeyboardInterrupt
         With a folder, the game is first saved as the last whole iteration left it.
     """
+    return simulate_each([config], keep, folder, save_every, start)[0]
+
+
+def simulate_each(
+    configs: Sequence[Config],
+    keep: Sequence[int] = (),
+    folder: Path | str | None = None,
+    save_every: float = 30.0,
+    start: Any = None,
+) -> list[Result]:
+    """Games that differ in `WEIGHTS` alone, as one batch: what `simulate` returns of each, up to rounding.
+
+    A batch of few runs costs nearly what one of a hundred does, so a weight's grid is several times cheaper at once.
+    All parameters but the first, and the errors, are those of `simulate`; `seconds` of each Result is its even share.
+
+    Raises
+    ------
+    ValueError
+        Also for no game, for games that differ in something else, and for a `trust` of 0 beside another.
+    """
+    shared = [each.model_dump(exclude=set(WEIGHTS)) | {"trust": each.trust > 0} for each in configs]
+    if not configs or any(each != shared[0] for each in shared):
+        raise ValueError("configs: must be one game or more that differ in nothing but " + ", ".join(WEIGHTS))
+    config = configs[0]
     keep = games.iterations_kept(keep, config.outer_steps - 1)
     first = games.first_actions(
         config.start() if start is None else start, len(config.arms), len(config.seeds), config.dimensions
@@ -659,13 +717,14 @@ def simulate(
         raise ValueError(f"folder = {str(folder)!r}: must be an existing folder")
     path = None
     if folder is not None:
-        path = Path(folder, checkpoint_name(config, keep, None if start is None else first))
+        path = Path(folder, checkpoint_name(configs, keep, None if start is None else first))
     with _threads(config.threads), torch.no_grad():
         state = files.load(path) if path else None
-        play = Play(config, keep, first, resumed=state is not None)
+        play = Play(configs, keep, first, resumed=state is not None)
         if state:
             play.load(state)
-        return play.result(_play(play, path, state, save_every))
+        seconds = _play(play, path, state, save_every) / len(configs)
+        return [play.result(game, seconds) for game in range(len(configs))]
 
 
 def _play(play: Play, path: Path | None, state: dict[str, Any] | None, save_every: float) -> float:
@@ -685,7 +744,7 @@ def _play(play: Play, path: Path | None, state: dict[str, Any] | None, save_ever
 
     def save(path: Path, reached: dict[str, Any]) -> None:
         # An iteration writes to its own entries of the record, and to all of them: no copy is needed.
-        record = {arm: torch.from_numpy(values) for arm, values in play.record.items()}
+        record = torch.from_numpy(play.record)
         try:
             files.save(path, reached | {"seconds": spent + monotonic() - started, "record": record})
         except OSError as error:

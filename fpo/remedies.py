@@ -49,16 +49,19 @@ class Trust(NamedTuple):
 
 
 def trust_region(
-    y: torch.Tensor, labels: torch.Tensor, sample_weights: torch.Tensor, sigma: float, weight: float
+    y: torch.Tensor, labels: torch.Tensor, sample_weights: torch.Tensor, variance: torch.Tensor, weight: torch.Tensor
 ) -> Trust:
-    """`Trust` around R buffers: y (R, n, d), labels (R, n), sample_weights (n,); `weight` is lr times the penalty's."""
+    """`Trust` around R buffers: y (R, n, d), labels (R, n), sample_weights (n,).
+
+    `variance` is the policy's sigma^2, and `weight` lr times the penalty's: (R, 1, 1) each.
+    """
     mean = (sample_weights[:, None] * y).sum(1, keepdim=True)
     away = y - mean
     eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
-    covariance = (sample_weights[:, None] * away).mT @ away + sigma**2 * eye
+    covariance = (sample_weights[:, None] * away).mT @ away + variance * eye
     middle = (sample_weights * labels).sum(-1, keepdim=True)
     deviation = (sample_weights * (labels - middle).square()).sum(-1).sqrt()
-    return Trust(mean, torch.linalg.solve(covariance + weight * deviation[:, None, None] * eye, covariance))
+    return Trust(mean, torch.linalg.solve(covariance + weight * deviation[..., None, None] * eye, covariance))
 
 
 def label_slope(y: torch.Tensor, labels: torch.Tensor, sample_weights: torch.Tensor) -> torch.Tensor:
@@ -95,13 +98,13 @@ def answers(
     return Answers(hessian, fit, (fit * errors).sum(-1, keepdim=True) / (sample_weights > 0).sum())
 
 
-def leverage(layers: Layers, y: torch.Tensor, hessian: GaussNewton, weight: float) -> Direction:
+def leverage(layers: Layers, y: torch.Tensor, hessian: GaussNewton, weight: torch.Tensor) -> Direction:
     """The a, held, with which <a, g> has the slope of -weight g^T H^-1 g at y (R, 1, d): a = -2 weight H^-1 g(y)."""
     a = mlp.inverse_times_gradient(layers, y, hessian)
     return a._replace(coefficients=-2 * weight * a.coefficients)
 
 
-def bound(layers: Layers, y: torch.Tensor, known: Answers, weight: float, refitted: bool) -> Direction:
+def bound(layers: Layers, y: torch.Tensor, known: Answers, weight: torch.Tensor, refitted: bool) -> Direction:
     """The same for -weight s, and for f - weight s if `refitted`; see the module for s.
 
     With v = g^T H^-1 g, grad s = (c rm_decay / v)^(1/2) grad <H^-1 g(y), g>.
@@ -113,7 +116,7 @@ def bound(layers: Layers, y: torch.Tensor, known: Answers, weight: float, refitt
     return a._replace(coefficients=mean - weight * slope * a.coefficients)
 
 
-def fitted(layers: Layers, y: torch.Tensor, theta: torch.Tensor, known: Answers, weight: float) -> Direction:
+def fitted(layers: Layers, y: torch.Tensor, theta: torch.Tensor, known: Answers, weight: torch.Tensor) -> Direction:
     """The same for 2 weight f(y) <a, g(y)>, a = H^-1 g(theta): the product rule."""
     a = mlp.inverse_times_gradient(layers, theta, known.hessian)
     k = mlp.kernel(mlp.factors(layers, y)[1], a.factors)
@@ -145,8 +148,8 @@ def rotations(seeds: tuple[int, ...], d: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([q * np.sign(np.diagonal(r)) for q, r in found]))
 
 
-def shares(rewards: torch.Tensor, kind: Ensemble, weight: float) -> torch.Tensor:
-    """Weights (members, R) with which the members' slopes make the ensemble's, from their rewards (members, R).
+def shares(rewards: torch.Tensor, kind: Ensemble, weight: torch.Tensor) -> torch.Tensor:
+    """Shares (members, R) with which the members' slopes make the ensemble's, from their rewards (members, R).
 
     Of the mean 1 / m; of the minimum 1 for the lowest; of mean - weight s they are 1 / m - weight (r_j - mean) / (m s),
     s the standard deviation with divisor m (where s is 0, those of the mean).
@@ -161,7 +164,7 @@ def shares(rewards: torch.Tensor, kind: Ensemble, weight: float) -> torch.Tensor
 
 def gradient(
     remedy: Remedy,
-    weight: float,
+    weight: torch.Tensor,
     plain: Gradient,
     known: Answers | None,
     refitted: bool,
@@ -169,6 +172,8 @@ def gradient(
     members: int,
 ) -> Gradient:
     """The gradient that a policy step takes, with the arguments and shapes of `plain`, which is one of mlp's two.
+
+    `weight` has shape (R, 1, 1).
 
     `offset` must be the policy's noise where the remedy is fitted: y - offset is the policy's mean. `turn` (R, d, d)
     are the runs' rotations. In an ensemble the layers have `members` times R models, the first R are the runs' own.
@@ -183,7 +188,7 @@ def gradient(
             zero = torch.zeros_like(rewards).view(-1, 1)
             free = objective._replace(cost=zero, error_weight=zero, norm_weight=zero, center=None)
             slopes = plain(layers, some, None, free).unflatten(0, (members, -1))
-            uphill = (shares(rewards, remedy, weight)[..., None, None] * slopes).sum(0)
+            uphill = (shares(rewards, remedy, weight[:, 0, 0])[..., None, None] * slopes).sum(0)
             return uphill - 2 * objective.cost[..., None] * objective.away(y)
         if known is not None:
             if remedy == "leverage":
@@ -197,8 +202,7 @@ def gradient(
         uphill = plain(layers, y, None, objective)
         if remedy == "flat":
             return uphill - weight * flatness(layers, y)
-        one = torch.full_like(objective.cost, weight)
-        pull = plain(layers, y, None, objective._replace(norm_weight=one)) - uphill
+        pull = plain(layers, y, None, objective._replace(norm_weight=weight[..., 0])) - uphill
         return uphill + pull @ turn
 
     return with_remedy

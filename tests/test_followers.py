@@ -90,7 +90,8 @@ def test_with_weight_one_a_linear_utility_is_followed_one_standard_deviation():
     y = torch.randn(30, 3, generator=rng).double() * torch.tensor([0.2, 0.5, 1.0])
     slope = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     weights = torch.full((30,), 1 / 30, dtype=torch.float64)
-    trust = neural.trust_region(y[None], (y @ slope)[None], weights, 1e-6, lr)
+    one = torch.ones(1, 1, 1).double()
+    trust = neural.trust_region(y[None], (y @ slope)[None], weights, 1e-12 * one, lr * one)
     theta = y[None, :1]
     for _ in range(3000):
         theta = trust.mean + (theta + lr * slope - trust.mean) @ trust.shrink

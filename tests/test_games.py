@@ -94,7 +94,7 @@ def test_neural_labels_are_made_where_the_spread_says():
     seen = {}
     for spread in (0.0, 1.0, 2.0):
         config = NEURAL.replace(label_spread=spread, outer_steps=1, arms=["standard"])
-        play = neural.Play(config, (), np.zeros((1, 2, 5)), resumed=False)
+        play = neural.Play([config], (), np.zeros((1, 2, 5)), resumed=False)
         play.iteration(0)
         (batch,) = play.batches
         seen[spread] = (batch.buffer[:, : config.new_samples] - batch.theta[:, None]).numpy()

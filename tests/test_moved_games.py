@@ -126,9 +126,9 @@ def test_each_direction_is_the_penaltys_gradient(case):
     zero = torch.zeros(3, 1).double()
     plain = mlp.Objective(zero, zero, zero, None, Bell(np.zeros(4), 1.0, 0.1))
     found = {
-        name: remedies.gradient(name, w, mlp.gradient_in_closed_form, known, refitted, torch.eye(4).double(), 1)(
-            layers, at, at - theta, plain
-        )
+        name: remedies.gradient(
+            name, torch.full((3, 1, 1), w).double(), mlp.gradient_in_closed_form, known, refitted, torch.empty(0), 1
+        )(layers, at, at - theta, plain)
         for name, refitted in (("leverage", False), ("bound", True), ("fitted", False))
     }
     found["flat"] = remedies.flatness(layers, at)
@@ -175,9 +175,9 @@ def test_an_ensembles_slope_is_that_of_its_value(case):
     }
     for kind, value in kinds.items():
         wanted = slopes(lambda r, value=value: value(r).sum(), rewards)
-        torch.testing.assert_close(remedies.shares(rewards, kind, 0.7), wanted)
+        torch.testing.assert_close(remedies.shares(rewards, kind, torch.tensor([0.7] * 3)), wanted)
     even = torch.ones(4, 3).double()
-    assert remedies.shares(even, "ensemble-bound", 0.7).equal(even / 4)
+    assert remedies.shares(even, "ensemble-bound", torch.tensor([0.7] * 3)).equal(even / 4)
 
 
 def test_a_rotation_keeps_lengths_and_differs_from_seed_to_seed():
@@ -207,15 +207,77 @@ def test_settings_that_do_not_fit_together_are_refused(wrong):
 def test_an_interrupted_ensemble_goes_on_to_the_same_numbers(tmp_path):
     config = Config(seeds=[0, 5], **{**SMALL, "remedy": "minimum", "members": 3, "outer_steps": 8})
     whole = neural.simulate(config, keep=[7])
-    play = neural.Play(config, (7,), neural.games.first_actions(config.start(), 1, 2, 4), resumed=False)
+    play = neural.Play([config], (7,), neural.games.first_actions(config.start(), 1, 2, 4), resumed=False)
     with torch.no_grad():
         for t in range(4):
             play.iteration(t)
-        state = play.state(3) | {"record": {a: torch.from_numpy(v) for a, v in play.record.items()}}
-        later = neural.Play(config, (7,), neural.games.first_actions(config.start(), 1, 2, 4), resumed=True)
+        state = play.state(3) | {"record": torch.from_numpy(play.record)}
+        later = neural.Play([config], (7,), neural.games.first_actions(config.start(), 1, 2, 4), resumed=True)
         later.load(state)
         for t in range(4, 8):
             later.iteration(t)
-    result = later.result(0.0)
+    result = later.result(0, 0.0)
     assert np.array_equal(result.utility, whole.utility) and np.array_equal(result.actions, whole.actions)
     assert result.reward_models[0][0].shape == (1, 1, 2, 6, 4)
+
+
+TOGETHER = {
+    "all arms": {"arms": neural.ARMS, "gradient": "closed-form"} | {
+        "WEIGHTS": {"gamma_relaxed": 0.1, "gamma_practical": 0.2, "gamma_exact": 0.5, "action_cost": 0.3}
+    },
+    "spread": {"WEIGHTS": {"sigma": 0.4, "sigma_end": 0.1, "label_spread": 2.0}, "label_noise": 0.3, "wide_labels": 2},
+    "trust": {"WEIGHTS": {"trust": 3.0, "sigma": 0.3}, "trust": 1.0},
+    "labels": {"WEIGHTS": {"trust": 3.0, "action_cost": 0.3}, "trust": 1.0, "follower": "labels"},
+} | {
+    remedy: {"WEIGHTS": {"remedy_weight": 0.3}, "remedy": remedy, "members": 1 + 2 * (remedy in remedies.ENSEMBLES)}
+    for remedy in ("leverage", "bound", "fitted", "flat", "rotated", "ensemble-bound")
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_games_at_once_are_what_each_is_alone(name):
+    changes = TOGETHER[name].copy()
+    others = changes.pop("WEIGHTS")
+    first = Config(seeds=[0, 5], **{**SMALL, **changes})
+    configs = [first, first.replace(**others), first]
+    found = neural.simulate_each(configs, keep=[4])
+    for each, result in zip(configs, found, strict=True):
+        alone = neural.simulate(each, keep=[4])
+        assert result.config == each
+        for what in ("utility", "reward", "signal", "noise", "actions", "buffers"):
+            np.testing.assert_allclose(getattr(result, what), getattr(alone, what), rtol=1e-6, atol=1e-9)
+        for ours, theirs in zip(result.reward_models, alone.reward_models, strict=True):
+            np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6, atol=1e-8)  # Adam blows rounding up
+    for arm in range(len(first.arms)):
+        if first.arms[arm] != "standard" or name != "all arms":
+            assert not np.allclose(found[0].reward[:, arm], found[1].reward[:, arm], rtol=1e-5)
+
+
+def test_games_at_once_go_on_to_the_same_numbers(tmp_path, monkeypatch):
+    first = Config(seeds=[0, 5], **{**SMALL, "outer_steps": 8})
+    configs = [first, first.replace(action_cost=0.5)]
+    whole = neural.simulate_each(configs)
+    played = neural.Play.iteration
+
+    def until(play, t):
+        if t == 5:
+            raise KeyboardInterrupt
+        played(play, t)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(neural.Play, "iteration", until)
+        with pytest.raises(KeyboardInterrupt):
+            neural.simulate_each(configs, (), tmp_path)
+    assert [path.name for path in tmp_path.glob("*.pt")] == [neural.checkpoint_name(configs)]
+    first_played = []
+    monkeypatch.setattr(neural.Play, "iteration", lambda play, t: (first_played.append(t), played(play, t)))
+    for ours, theirs in zip(neural.simulate_each(configs, (), tmp_path), whole, strict=True):
+        np.testing.assert_array_equal(ours.utility, theirs.utility)
+    assert first_played == [5, 6, 7]
+
+
+@pytest.mark.parametrize("changes", [{"rm_lr": 0.5}, {"seeds": [0]}, {"trust": 1.0}, {"label_noise": 0.5}, None])
+def test_games_that_differ_in_more_than_weights_are_refused(changes):
+    first = Config(seeds=[0, 5], **SMALL)
+    with pytest.raises(ValueError, match="differ in nothing but action_cost, "):
+        neural.simulate_each([] if changes is None else [first, first.replace(**changes)])
