@@ -98,6 +98,21 @@ def test_what_is_not_played_stays_open(tmp_path):
     assert (best == own) == (moved["frozen_final"] == moved["retuned_final"])
 
 
+def test_moves_can_be_judged_with_homes_weights_alone(tmp_path):
+    changes = {**SHORT, "parts": ["home", "shift3"], "remedies": ["practical", "labels"]}
+    whole = play("moved_games", tmp_path / "a.json", figures=False, **changes)[1]["results"]
+    found = play("moved_games", tmp_path / "b.json", figures=False, **changes, kinds=["frozen"])[1]["results"]
+    assert found["study"]["home"] == whole["study"]["home"]
+    for name in ("practical", "labels"):
+        rows = whole["study"]["shift3"][name]
+        assert found["study"]["shift3"][name] == {"tuning": None} | {
+            key: rows[key] for key in ("frozen_final", "frozen_fall")
+        }
+        row = found["saved"]["shift3"][name]
+        assert (row["frozen"], row["retuned"], row["of"]) == (whole["saved"]["shift3"][name]["frozen"], None, 3)
+    assert found["advice"]["practical"]["frozen"] == 1  # home alone: where nothing was tuned, nothing is compared
+
+
 def test_a_cell_that_is_stored_is_read_and_not_played(tmp_path):
     changes = {**SHORT, "parts": ["home"], "remedies": ["standard"], "checkpoints": str(tmp_path / "cells")}
     found = play("moved_games", tmp_path / "a.json", figures=False, **changes)[1]["results"]
