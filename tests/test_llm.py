@@ -44,7 +44,7 @@ def compare_with_twin(chosen, monkeypatch):
             for name in ("head_loss", "policy_loss"):
                 far["loss"] = max(far["loss"], abs(trace[position][name] - row[name]))
     learned = [value.detach() for value in fast.policy.adapter.values()]
-    # Of all weights together: AdamW divides a gradient by its own size, so rounding can turn a step that was next to none.
+    # Of all weights together: AdamW divides a gradient by its size, so rounding can turn a step that was next to none.
     first = [value.detach() for value in Policy(chosen).adapter.values()]
     apart = torch.cat([(a - b.detach()).flatten() for a, b in zip(learned, twin.trained, strict=True)])
     moved = torch.cat([(a - b).flatten() for a, b in zip(learned, first, strict=True)])

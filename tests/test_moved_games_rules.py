@@ -110,7 +110,7 @@ def test_moves_can_be_judged_with_homes_weights_alone(tmp_path):
         }
         row = found["saved"]["shift3"][name]
         assert (row["frozen"], row["retuned"], row["of"]) == (whole["saved"]["shift3"][name]["frozen"], None, 3)
-    assert found["advice"]["practical"]["frozen"] == 1  # home alone: where nothing was tuned, nothing is compared
+    assert found["advice"]["practical"]["compared"] == 0 and whole["advice"]["practical"]["compared"] == 1
 
 
 def test_a_cell_that_is_stored_is_read_and_not_played(tmp_path):
