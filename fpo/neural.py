@@ -351,8 +351,10 @@ class Batch:
         self.utility = config.landscape().like(self.theta)
         self.first = torch.from_numpy(config.start()).repeat(len(rows), 1)[:, None]
         turned = config.remedy == "rotated"
-        turns = remedies.rotations(config.seeds, config.dimensions) if turned else torch.empty(0, 1, 1)
-        self.turn = turns.repeat(len(rows), 1, 1).to(**kind)
+        turns = (
+            remedies.rotations(config.seeds, config.dimensions).repeat(len(rows), 1, 1) if turned else torch.empty(0)
+        )
+        self.turn = turns.to(**kind)
         self.objective = self._objective()
         self.remedy_weight = self._by_run(lambda arm, each: each.remedy_weight, self.fine)[..., None]
         closed = mlp.gradient_in_closed_form
@@ -399,7 +401,7 @@ class Batch:
         policy = sigma * policy.to(self.theta)
         self.sampled = of_runs(lambda each: each.schedule(t)[0] * each.label_spread) * buffer
         if config.wide_labels:
-            self.sampled[:, config.wide_labels :] = (sigma * buffer)[:, config.wide_labels :]
+            self.sampled[:, config.wide_labels :] = sigma * buffer[:, config.wide_labels :]
         objective, hessian, held, layers, gradient = self.objective, None, None, self.layers, self.gradient
         answers = None
         known = min(t * config.new_samples, config.buffer_size)
@@ -688,6 +690,11 @@ def simulate(
     return simulate_each([config], keep, folder, save_every, start)[0]
 
 
+def shared(config: Config) -> str:
+    """What games that are played as one batch have in common, as a text: all but `WEIGHTS`, and whether they trust."""
+    return f"{config.model_dump_json(exclude=set(WEIGHTS))} {config.trust > 0}"
+
+
 def simulate_each(
     configs: Sequence[Config],
     keep: Sequence[int] = (),
@@ -705,8 +712,7 @@ def simulate_each(
     ValueError
         Also for no game, for games that differ in something else, and for a `trust` of 0 beside another.
     """
-    shared = [each.model_dump(exclude=set(WEIGHTS)) | {"trust": each.trust > 0} for each in configs]
-    if not configs or any(each != shared[0] for each in shared):
+    if len({shared(each) for each in configs}) != 1:
         raise ValueError("configs: must be one game or more that differ in nothing but " + ", ".join(WEIGHTS))
     config = configs[0]
     keep = games.iterations_kept(keep, config.outer_steps - 1)
