@@ -69,6 +69,7 @@ def test_a_machine_is_played_as_it_is_described(name, monkeypatch, capfd):
     def instead(command, cwd, env):
         assert command[1:3] == ["-m", "pytest"] and "notebooks" in command and "-n" in command or machine.cores == 1
         assert machine.surroundings.items() <= env.items() and env["TZ"]
+        assert os.listdir(env["TORCHINDUCTOR_CACHE_DIR"]) == []
         return run([sys.executable, "-c", look], cwd=cwd, env=env)
 
     before = os.umask(0o022)

@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,8 +111,10 @@ def play(machine: Machine, selection: list[str]) -> tuple[int, float]:
     started = time.monotonic()
     mask = os.umask(machine.umask)
     try:
-        with spinning(machine.busy), fewer_cores(machine.cores):
-            status = subprocess.run(command, cwd=ROOT, env=environment(machine) | {"TQDM_DISABLE": "1"}).returncode
+        # A machine of its own has no code that another one has compiled: torch takes it all the same, and gives NaN.
+        with spinning(machine.busy), fewer_cores(machine.cores), tempfile.TemporaryDirectory() as compiled:
+            own = {"TQDM_DISABLE": "1", "TORCHINDUCTOR_CACHE_DIR": compiled}
+            status = subprocess.run(command, cwd=ROOT, env=environment(machine) | own).returncode
     finally:
         os.umask(mask)
     return status, time.monotonic() - started
