@@ -1,7 +1,11 @@
 """A study by a plan: pilots, tuning, judged runs; what is there is not played again; a stopped one goes on."""
 
 import json
+import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,6 +182,38 @@ def test_the_command_plays_what_is_missing(content, played, tmp_path, capsys):
     assert run["winners"] == read(plan, "fixed-relaxed-1")["winners"]
     assert main(command) == 0
     assert "2 runs are there, 1 can be played now" in capsys.readouterr().out
+
+
+def test_a_group_that_fails_is_told_while_others_go_on(content, tmp_path, monkeypatch, capsys):
+    """They may take hours, and a worker stands idle meanwhile."""
+    told, before = Event(), []
+
+    def work(plan, jobs, folder, steps):
+        if jobs[0].setting == "planted":
+            raise ValueError("no room left")
+        before.append(told.wait(60))
+
+    def write(text, file):
+        print(text, file=file)
+        told.set()
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(study, "_work", work)
+    monkeypatch.setattr(study.tqdm, "write", staticmethod(write))
+    file = tmp_path / "plan.yaml"
+    file.write_text(yaml.safe_dump({**content, "group": 2}))
+    assert main([str(file), str(tmp_path / "runs"), "--workers", "4", "--work", str(tmp_path / "work")]) == 1
+    assert before and all(before)
+    error = capsys.readouterr().err
+    assert "planted-pilot-standard-100" in error and "no room left" in error
+
+
+def test_a_prompt_to_which_nothing_was_written_has_no_spread(content, tmp_path):
+    job = Plan(content, tmp_path).pilots()[0]
+    line = dict.fromkeys((*study.TRACED, "winner", "labels_asked", "labels_needed"))
+    trace = [line | {"spreads": {"reward": value}} for value in (1.0, math.nan, 3.0, math.nan)]
+    group = SimpleNamespace(traces=[trace], watched=[[]], observed=("reward",))
+    assert study.content_of(job, group, 0, {})["spreads"] == {"reward": 2.0}
 
 
 def test_a_stored_run_s_adapter_can_be_made_again(content, played, tmp_path, capsys):

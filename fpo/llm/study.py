@@ -69,7 +69,8 @@ def content_of(job: Job, group: Group, run: int, provenance: dict[str, Any]) -> 
     }
     if group.observed:
         names = trace[0]["spreads"]
-        content["spreads"] = {name: float(np.mean([each["spreads"][name] for each in trace])) for name in names}
+        # A prompt to which nothing was written has no spread.
+        content["spreads"] = {name: float(np.nanmean([each["spreads"][name] for each in trace])) for name in names}
     return content
 
 
@@ -209,8 +210,10 @@ def _play_all(plan: Plan, workers: int, work: Path, only: Sequence[str]) -> None
             while not steps.empty():
                 bar.update(steps.get())
             for future in done:
-                del running[future]
-                future.result()
+                names = ", ".join(job.name for job in running.pop(future))
+                if error := future.exception():  # said at once: other groups may go on for hours before it is raised
+                    bar.write(f"{names}: {one_line(error, 2000)}", file=sys.stderr)
+                    raise error
 
 
 if __name__ == "__main__":
