@@ -205,7 +205,7 @@ def test_a_group_that_fails_is_told_while_others_go_on(content, tmp_path, monkey
     assert main([str(file), str(tmp_path / "runs"), "--workers", "4", "--work", str(tmp_path / "work")]) == 1
     assert before and all(before)
     error = capsys.readouterr().err
-    assert "planted-pilot-standard-100" in error and "no room left" in error
+    assert "planted-" in error and ": no room left" in error
 
 
 def test_a_prompt_to_which_nothing_was_written_has_no_spread(content, tmp_path):
