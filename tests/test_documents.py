@@ -172,8 +172,8 @@ def fits(source):
 
 def test_starts_that_need_a_model_call_what_there_is():
     starts = [block.values[0] for block in blocks("{code-block} python")]
-    assert [fits(start) for start in starts] == [5, 2]
-    faults = [("labels=", "label="), (".probe", ".prob"), ("Monitor())", "Monitor(1))"), ('(rm, "leverage",', "(")]
+    assert [fits(start) for start in starts] == [7, 2]
+    faults = [("labels=", "label="), (".probe", ".prob"), ("Monitor(path", "Monitor(paths"), ('(rm, "leverage",', "(")]
     for old, new in faults:
         assert old in starts[0]
         with pytest.raises((TypeError, AssertionError)):
