@@ -26,8 +26,7 @@ class SteeredReward:
     """r + gamma R of each completion, as a reward function of TRL: for GRPO and RLOO as it is, for OnlineDPO strided.
 
     What a rule compares a completion with is the base's response to the same prompt, from the data set's column
-    `reference`, or the mean of its group. An empty completion gets the lowest reward of its
-    group, and None where the whole group is empty: it wins nothing, and teaches nothing.
+    `reference`, or the mean of its group. Empty completions get None: they win nothing, and teach nothing.
 
     Parameters
     ----------
@@ -157,7 +156,7 @@ class SteeredReward:
         log_extra: Callable[[str, list], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """The rewards, in the order of the rows; an empty completion gets the lowest of its group, None if all are.
+        """The rewards, in the order of the rows; None for an empty completion.
 
         Raises
         ------
@@ -175,17 +174,13 @@ class SteeredReward:
         places = places_of(len(prompts), o.order)
         rows, first = gathered(Rows.of(places, prompts, completions, completion_ids, columns, self.rm.read))
         seen, choice = self._judged(rows)
-        # A trainer counts None as 0, which may be more than what any text gets: to write nothing would pay.
-        least = choice.scores.masked_fill(seen.empty, math.inf).amin(-1, keepdim=True)
-        scores = torch.where(seen.empty, least, choice.scores).flatten().tolist()
-        there = (~seen.empty).flatten().tolist()
+        scores = choice.scores.masked_fill(seen.empty, math.nan).flatten().tolist()
         values: list[float | None] = [None] * len(prompts)
         penalties: list[float | None] = [None] * len(prompts)
         for place, row in zip(places, range(first, first + len(prompts)), strict=True):
-            if there[row]:
-                penalties[place] = float(choice.penalty.flatten()[row])
-            if math.isfinite(scores[row]):
+            if not math.isnan(scores[row]):
                 values[place] = scores[row]
+                penalties[place] = float(choice.penalty.flatten()[row])
         told = self._learned(seen, choice, rows)
         if log_metric is not None:
             if trainer_state is not None and hasattr(trainer_state, "fpo_alarms"):  # from MonitorCallback
