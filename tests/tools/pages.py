@@ -10,6 +10,7 @@ place of the machine's own; unset or empty it changes nothing, and any other val
 
 from __future__ import annotations
 
+import gc
 import http.server
 import importlib.resources
 import os
@@ -179,7 +180,9 @@ def read_page(folder: Path, path: str) -> Page:
 @cache
 def parsed(folder: Path, path: str) -> BeautifulSoup:
     """A page of a built book as a tree, which many tests read and none may change."""
-    return BeautifulSoup((folder / path).read_text(encoding="utf-8"), "html.parser")
+    tree = BeautifulSoup((folder / path).read_text(encoding="utf-8"), "html.parser")
+    gc.freeze()  # it stays, and has so many parts that whoever collects garbage would walk them for a second
+    return tree
 
 
 def page_paths(folder: Path) -> list[str]:
