@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats as scipy_stats
-from scipy.stats import binom, binomtest, quantile_test
+import scipy  # which loads its parts as they are asked for: scipy.stats takes a second
 
 
 def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[str, Any]:
@@ -28,10 +27,10 @@ def paired(first: np.ndarray, second: np.ndarray, comparisons: int = 1) -> dict[
     """
     a, b = (np.where(np.isnan(x), -np.inf, x) for x in (np.asarray(first, float), np.asarray(second, float)))
     wins, ties = int(np.sum(a > b)), int(np.sum(a == b))
-    low, high = binomtest(wins, len(a)).proportion_ci(1 - 0.05 / comparisons, method="exact")
+    low, high = scipy.stats.binomtest(wins, len(a)).proportion_ci(1 - 0.05 / comparisons, method="exact")
     finite = np.isfinite(a) & np.isfinite(b)
     difference = a[finite] - b[finite] if finite.any() else np.array([np.nan])
-    order = quantile_test(difference, p=0.5).confidence_interval(1 - 0.05 / comparisons)
+    order = scipy.stats.quantile_test(difference, p=0.5).confidence_interval(1 - 0.05 / comparisons)
     return {
         "wins": wins,
         "ties": ties,
@@ -72,7 +71,7 @@ def mean_interval(values: np.ndarray, comparisons: int = 1) -> tuple[float, floa
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return -np.inf, np.inf
-    half = scipy_stats.t.ppf(1 - 0.05 / comparisons / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = scipy.stats.t.ppf(1 - 0.05 / comparisons / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
 
@@ -101,14 +100,14 @@ def binomial(wins: int, losses: int, ties: int = 0, level: float = 0.95) -> dict
     counts = {"wins": wins, "losses": losses, "ties": ties}
     if decided == 0:
         return counts | {"share": np.nan, "low": 0.0, "high": 1.0, "two_sided": 1.0, "one_sided": 1.0}
-    test = binomtest(wins, decided)
+    test = scipy.stats.binomtest(wins, decided)
     low, high = test.proportion_ci(level, method="exact")
     return counts | {
         "share": wins / decided,
         "low": float(low),
         "high": float(high),
         "two_sided": float(test.pvalue),
-        "one_sided": float(binomtest(wins, decided, alternative="greater").pvalue),
+        "one_sided": float(scipy.stats.binomtest(wins, decided, alternative="greater").pvalue),
     }
 
 
@@ -122,7 +121,7 @@ def wilson(wins: int, trials: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a share: all p with |share - p| <= z sqrt(p (1 - p) / trials); 0 to 1 without a trial."""
     if trials == 0:
         return 0.0, 1.0
-    low, high = binomtest(wins, trials).proportion_ci(level, method="wilson")
+    low, high = scipy.stats.binomtest(wins, trials).proportion_ci(level, method="wilson")
     return float(low), float(high)
 
 
@@ -210,7 +209,7 @@ def bootstrap(
     level, resamples, seed
         Of the interval; the draws are the seed's.
     """
-    found = scipy_stats.bootstrap(
+    found = scipy.stats.bootstrap(
         columns,
         statistic,
         paired=True,
@@ -230,9 +229,9 @@ def power(share: float, decided: int | np.ndarray, error: float = 0.05) -> Any:
     """
     decided = np.asarray(decided)
     # The test rejects up to the largest count whose lower tail is at most half the error, and from its mirror image on.
-    below = binom.ppf(error / 2, decided, 0.5)
-    below = np.where(binom.cdf(below, decided, 0.5) <= error / 2, below, below - 1)
-    found = binom.cdf(below, decided, share) + binom.sf(decided - below - 1, decided, share)
+    below = scipy.stats.binom.ppf(error / 2, decided, 0.5)
+    below = np.where(scipy.stats.binom.cdf(below, decided, 0.5) <= error / 2, below, below - 1)
+    found = scipy.stats.binom.cdf(below, decided, share) + scipy.stats.binom.sf(decided - below - 1, decided, share)
     return float(found) if found.ndim == 0 else found
 
 
@@ -246,7 +245,7 @@ def needed(share: float, chance: float = 0.8, error: float = 0.05) -> int:
     """
     if not 0.001 <= abs(share - 0.5) <= 0.5:
         raise ValueError(f"share = {share}: must be from 0 to 1 and at least 0.001 away from one half")
-    z = scipy_stats.norm.ppf([1 - error / 2, chance]).sum()
+    z = scipy.stats.norm.ppf([1 - error / 2, chance]).sum()
     numbers = np.arange(1, 200 + int(2 * (z / (2 * (share - 0.5))) ** 2))
     return int(numbers[power(share, numbers, error) < chance].max(initial=0)) + 1
 

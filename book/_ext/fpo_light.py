@@ -7,12 +7,14 @@ the way of the first paint) draws what the icon font in the sheet draws, too.
 import hashlib
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import fpo_styles
 from bs4 import BeautifulSoup
+from fpo_pages import mend
 from PIL import Image
 from sphinx.application import Sphinx
 
@@ -69,13 +71,15 @@ class Site:
 
 def finish(app: Sphinx, error: Exception | None) -> None:
     if error is None and app.builder.name == "html":
-        lighten(Path(app.outdir))
+        lighten(Path(app.outdir), mend)
 
 
-def lighten(folder: Path) -> None:
-    """Make the pages of a folder light, in place."""
+def lighten(folder: Path, first: Callable[[BeautifulSoup], None] | None = None) -> None:
+    """Make the pages of a folder light, in place; what should be done to each of them `first` is done on the way."""
     site = Site(folder)
     for soup in site.pages.values():
+        if first:
+            first(soup)
         for script in soup.select("script[src]"):
             if urlsplit(script["src"]).path.endswith(ICON_SCRIPT):
                 script.decompose()

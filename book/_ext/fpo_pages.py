@@ -5,6 +5,7 @@ colours are mended in book/_static/book.css.
 """
 
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def name_folds(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Mend the pages of the site."""
-    if error is not None or app.builder.name != "html":
+    """Mend the pages of the site; where `fpo_light` is, it does so, since it reads and writes each of them anyway."""
+    if error is not None or app.builder.name != "html" or "fpo_light" in app.extensions:
         return
     for page in Path(app.outdir).rglob("*.html"):
         if "_static" in page.relative_to(app.outdir).parts:
@@ -53,35 +54,50 @@ def finish(app: Sphinx, error: Exception | None) -> None:
 
 def mend(soup: BeautifulSoup) -> None:
     """Mend the markup of one page in place."""
-    for toggle in soup.select("details.hide > summary"):
-        del toggle["aria-label"]  # it would hide the fold's own name
-    for card in soup.select("div.summary-card"):
+    # One walk for all that follows: a CSS selector each would take as long as all the rest.
+    tags = defaultdict(list)
+    for tag in soup.find_all(True):
+        tags[tag.name].append(tag)
+
+    def marked(name: str, part: str) -> list[Tag]:
+        return [tag for tag in tags[name] if part in tag.get("class", ())]
+
+    def of_article(those: list[Tag]) -> list[Tag]:
+        return [tag for tag in those if tag.find_parent("article")]
+
+    for toggle in tags["summary"]:
+        if "hide" in toggle.parent.get("class", ()):
+            del toggle["aria-label"]  # it would hide the fold's own name
+    for card in marked("div", "summary-card"):
         card.attrs |= {"role": "region", "aria-label": "Summary"}
-    header = soup.select_one(".article-header-buttons")
-    if header and soup.select_one("article div.cell_input") and not header.select_one(".code-switch"):
+    header = soup.find(class_="article-header-buttons")
+    if header and of_article(marked("div", "cell_input")) and not header.find(class_="code-switch"):
         header.insert(0, BeautifulSoup(CODE_SWITCH, "html.parser"))
-    for toggle in soup.select("details > summary"):
+    for toggle in tags["summary"]:
         if not toggle.get_text(strip=True) and not toggle.get("aria-label"):
             part = toggle.find_parent("li")
             link = part.find("a") if part else None
             toggle["aria-label"] = f"Chapters of {link.get_text(strip=True)}" if link else "Show or hide"
-    for field in soup.select("input[type=search]"):
-        field["aria-label"] = "Search this book"
-    for button in soup.select("button, a.btn"):
+    for field in tags["input"]:
+        if field.get("type") == "search":
+            field["aria-label"] = "Search this book"
+    for button in tags["button"] + marked("a", "btn"):
         if not button.get_text(strip=True) and not button.get("aria-label"):
             button["aria-label"] = button.get("title") or button.get("data-bs-original-title") or "Show or hide"
-    for icon in soup.select("i[class*=fa-], span[class*=fa-]"):
-        icon["aria-hidden"] = "true"
-    for box in soup.select("article input[type=checkbox]:not([aria-label])"):
-        box["aria-label"] = box.parent.get_text(" ", strip=True)
-    for entry in soup.select("[role=doc-biblioentry]"):
+    for icon in tags["i"] + tags["span"]:
+        if any("fa-" in part for part in icon.get("class", ())):
+            icon["aria-hidden"] = "true"
+    for box in of_article(tags["input"]):
+        if box.get("type") == "checkbox" and not box.has_attr("aria-label"):
+            box["aria-label"] = box.parent.get_text(" ", strip=True)
+    for entry in (tag for those in tags.values() for tag in those if tag.get("role") == "doc-biblioentry"):
         entry["role"] = "listitem"
-    for sidebar in soup.select("div.bd-sidebar-primary"):
+    for sidebar in marked("div", "bd-sidebar-primary"):
         sidebar.attrs |= {"role": "region", "aria-label": "Book"}
-    for row in soup.select("article table thead"):
+    for row in of_article(tags["thead"]):
         if not row.get_text(strip=True):  # Markdown has no table without a head
             row.decompose()
-    for content in soup.select("article table"):
+    for content in of_article(tags["table"]):
         if "claims" not in content.get("class", ()):  # cards already
             stack(content)
         head = content.find_previous(lambda tag: tag.name in HEADS or "rubric" in tag.get("class", ()))
@@ -89,17 +105,17 @@ def mend(soup: BeautifulSoup) -> None:
         box = content.find_parent(class_="pst-scrollable-table-container") or content.wrap(soup.new_tag("div"))
         box["class"] = "scrolling"
         make_scrollable(box, f"Table: {caption.get_text(' ', strip=True).rstrip(' #')}")
-    for equation in soup.select("article div.math"):
-        number = equation.select_one(".eqno")
+    for equation in of_article(marked("div", "math")):
+        number = equation.find(class_="eqno")
         make_scrollable(equation, f"Equation {number.get_text(strip=True).rstrip('#')}" if number else "Equation")
     # A browser may break a line behind a drawing: what closes the sentence would begin the next one.
-    for formula in soup.select("article span.math"):
+    for formula in of_article(marked("span", "math")):
         after = formula.next_sibling
         if isinstance(after, NavigableString) and (mark := CLOSING.match(after)):
             after.replace_with(after[mark.end() :])
             formula.wrap(soup.new_tag("span", attrs={"class": "unbroken"})).append(mark[0])
     # The theme's script gives the focus to a <pre> that is too wide as the page loads. One in a closed cell is not.
-    for text in soup.select("article pre"):
+    for text in of_article(tags["pre"]):
         if not text.find_parent(class_="scrolling"):
             box = text.wrap(soup.new_tag("div", attrs={"class": "scrolling"}))
             make_scrollable(box, "Output" if text.find_parent(class_="cell_output") else "Code")
