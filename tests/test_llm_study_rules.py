@@ -107,9 +107,26 @@ def test_without_a_collapse_there_is_nothing_to_prevent(verdicts):
     found, content = verdicts(study({"": -0.2}))
     assert not any(row["passed"] for row in content["results"]["gate"].values())
     assert found.pop("gate-planted") == found.pop("gate-honest") == "does not hold"
+    assert found.pop("honest-relaxed") == "new"  # it does not ask for a collapse
     assert set(found.values()) == {"open"}
     values = {claim["id"]: claim["value"] for claim in content["claims"]}
     assert values["study-prevents-kl"] == values["study-foresight"] == "no collapse to prevent"
+
+
+def test_with_an_honest_reward_model_arms_are_compared_whether_it_collapses_or_not(verdicts):
+    def compared(change, fewer=()):
+        found, content = verdicts(study(change, settings=("honest", "paper"), fewer=fewer))
+        there = content["results"]
+        assert there["paper"]["relaxed"]["of"] == 4 and there["honest"]["planned"] == 6
+        return [found[f"honest-{arm}"] for arm in ("kl", "random", "relaxed")], there["honest"]["lost"]
+
+    held, lost = compared({"": -1.6, "kl": 0.0, "random": 0.0, "relaxed": 0.2})
+    assert held == ["new"] * 3
+    assert (lost["standard"]["lost"], lost["standard"]["of"]) == (8, 8)
+    assert (lost["kl"]["lost"], lost["kl"]["of"]) == (0, 6)
+    assert compared({"": 0.0, "kl": -1.0, "random": -1.0, "relaxed": 1.6})[0] == ["does not hold"] * 3
+    assert compared({"": 0.0})[0] == ["open", "open", "new"]
+    assert compared({"": -1.6, "kl": 0.0, "random": 0.0}, fewer=("kl",))[0] == ["open", "new", "open"]
 
 
 def test_four_seeds_pass_no_gate_and_have_no_claim(verdicts):
@@ -168,7 +185,7 @@ def test_what_is_not_played_yet_stays_open(verdicts):
     assert values["study-oracle"].startswith("relaxed 3, best-of-u 10 of 10 seeds are there")
     there = content["results"]
     assert there["judged_there"] == len(stored) - len(PLAN["tuning"]["pilots"])
-    assert (there["verdicts"]["needed"], there["exploratory"]["planned"]) == (128, 90)
+    assert (there["verdicts"]["needed"], there["exploratory"]["planned"]) == (146, 72)
     assert there["judged_there"] == there["verdicts"]["there"] + there["exploratory"]["there"]
     assert there["exploratory"]["there"] == 24 and there["so_far"]["seeds"] == 3
     found, content = verdicts({}, figures=True)
