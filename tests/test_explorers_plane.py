@@ -59,7 +59,7 @@ def test_every_run_can_be_read_with_its_texts(explorer):
                 field(tab, "question").select_option(str(question))
                 run = stored(f"runs/{folder}/{name}")
                 text = run["watched"][-1]["heldout"]["texts"]
-                tab.locator(".look").get_by_text(list(text.values())[question], exact=True).wait_for()
+                tab.locator(".look").get_by_text(list(text.values())[question], exact=True).first.wait_for()
                 assert alike(lines(tab), expected(run, question)), (name, question)
                 assert not alike(lines(tab), expected(run, 1))
         assert query_of(tab) == "question=2"  # the last of these runs is the one that is shown at the start

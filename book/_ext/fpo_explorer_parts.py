@@ -63,7 +63,7 @@ def looks(arms: Iterable[str], width: float = 2.0) -> dict[str, dict[str, Any]]:
 
 def marker_points(code: Any, points: Any) -> str:
     """The points of one part of a marker, in units of its radius and with y downward; the last part only closes it."""
-    flipped = [f"{2 * each * (-1) ** place:.2f}" for place, each in enumerate(points)]
+    flipped = [f"{round(2 * each * (-1) ** place, 2) + 0:g}" for place, each in enumerate(points)]
     return "" if code == 79 else " ".join(flipped)
 
 

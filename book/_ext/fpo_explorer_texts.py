@@ -108,8 +108,10 @@ def texts_of(run: dict[str, Any], prompts: Sequence[str]) -> list[dict[str, Any]
     return looked
 
 
-def mean(values: Sequence[float]) -> float:
-    return round(sum(values) / len(values), 2)
+def point_of(look: dict[str, Any]) -> tuple[float, float]:
+    """KL and held-out utility of a look."""
+    there = look["heldout"]
+    return round(there["kl"], 1), round(sum(there["utility"]) / len(there["utility"]), 2)
 
 
 def plane(env: BuildEnvironment) -> tuple[str, Markup, dict[str, Any], dict[str, Any]] | None:
@@ -130,10 +132,8 @@ def plane(env: BuildEnvironment) -> tuple[str, Markup, dict[str, Any], dict[str,
                 "setting": setting_of(runs[0]),
                 "arm": runs[0]["arm"],
                 "seeds": [run["seed"] for run in runs],
-                "runs": [
-                    [[round(look["heldout"]["kl"], 1), mean(look["heldout"]["utility"])] for look in run["watched"]]
-                    for run in runs
-                ],
+                # But for the first KL, that of the base from itself.
+                "runs": [[each for look in run["watched"] for each in point_of(look)][1:] for run in runs],
             }
             for name, runs in groups.items()
         ],
@@ -143,7 +143,7 @@ def plane(env: BuildEnvironment) -> tuple[str, Markup, dict[str, Any], dict[str,
         for name, runs in groups.items()
     }
     looked = texts_of(first, prompts)
-    points = data["groups"][0]["runs"][0]
+    points = [point_of(look) for look in first["watched"]]
     blocks = [
         Markup('<div class="look"><p class="when">{}</p><p class="numbers">{}</p><p class="text">{}</p></div>').format(
             when, told(point, look), look["texts"][0][1] or "(no text)"
