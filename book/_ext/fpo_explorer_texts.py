@@ -128,7 +128,7 @@ def plane(env: BuildEnvironment) -> tuple[str, Markup, dict[str, Any], dict[str,
         "prompts": [asked[name] for name in prompts],
         "groups": [
             {
-                "name": name,
+                **({} if name == f"{setting_of(runs[0])}-{runs[0]['arm']}" else {"name": name}),
                 "setting": setting_of(runs[0]),
                 "arm": runs[0]["arm"],
                 "seeds": [run["seed"] for run in runs],

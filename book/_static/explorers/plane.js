@@ -24,7 +24,10 @@
   explorer("plane", ({ root, form, data, set }) => {
     const { groups, looks } = data;
     const pairs = (run) => [[0, run[0]], run.slice(1, 3), run.slice(3)]; // KL and utility of each look
-    for (const group of groups) group.runs = group.runs.map(pairs);
+    for (const group of groups) {
+      group.name ??= `${group.setting}-${group.arm}`;
+      group.runs = group.runs.map(pairs);
+    }
     const chart = explorer.chart(root.querySelector("[data-chart=runs]"));
     const svg = root.querySelector("svg[data-chart]");
     const blocks = [...root.querySelectorAll(".look")];
