@@ -128,9 +128,7 @@ def plane(env: BuildEnvironment) -> tuple[str, Markup, dict[str, Any], dict[str,
         "prompts": [asked[name] for name in prompts],
         "groups": [
             {
-                **({} if name == f"{setting_of(runs[0])}-{runs[0]['arm']}" else {"name": name}),
-                "setting": setting_of(runs[0]),
-                "arm": runs[0]["arm"],
+                "name": name,  # which holds setting, stage and arm
                 "seeds": [run["seed"] for run in runs],
                 # But for the first KL, that of the base from itself.
                 "runs": [[each for look in run["watched"] for each in point_of(look)][1:] for run in runs],

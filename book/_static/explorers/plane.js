@@ -25,7 +25,8 @@
     const { groups, looks } = data;
     const pairs = (run) => [[0, run[0]], run.slice(1, 3), run.slice(3)]; // KL and utility of each look
     for (const group of groups) {
-      group.name ??= `${group.setting}-${group.arm}`;
+      const [, setting, pilot, arm] = group.name.match(/^(\w+)(-pilot)?-(.+)$/);
+      Object.assign(group, { setting: setting + (pilot ? " (pilot)" : ""), arm });
       group.runs = group.runs.map(pairs);
     }
     const chart = explorer.chart(root.querySelector("[data-chart=runs]"));
