@@ -16,7 +16,6 @@ import hypothesis
 import pytest
 from filelock import FileLock
 from tools import chapters, explorers, pages
-from tools import llm as llm_tools
 from tools.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,4 +102,6 @@ def explorer(browser, address):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """Settings of a run with models that take a blink."""
+    from tools import llm as llm_tools  # loads PyTorch, which the process that hands out the tests does not need
+
     return llm_tools.make_tiny(tmp_path_factory.mktemp("tiny"))
