@@ -132,6 +132,8 @@ def test_a_game_without_home_is_refused_before_any_work(tmp_path):
         play("moved_games", tmp_path / "results.json", figures=False, **SHORT, parts=["shift3"], remedies=["flat"])
     with pytest.raises(ParameterError, match="no-such"):
         play("moved_games", tmp_path / "results.json", figures=False, **SHORT, parts=["home"], remedies=["no-such"])
+    with pytest.raises(ParameterError, match="breaks = 'buffer 7': must be some of label noise 0.5, label noise 1"):
+        play("moved_games", tmp_path / "results.json", figures=False, **SHORT, parts=["breaks"], breaks=["buffer 7"])
 
 
 def defined(*marks):
@@ -183,3 +185,10 @@ def test_where_nothing_has_spread_the_region_lets_nothing_move():
     np.testing.assert_allclose(space["linear_trust"](np.zeros((1, 3)), x, u, 0.0, 0.02), 1.0)
     still = space["play_linear"]("refit-trust-1", 0.0)
     assert still["final"].shape == (2,) and np.ptp([still["final"], still["peak"]], axis=0).max() < 1e-9
+
+
+def test_some_changes_of_the_labels_can_be_played_alone(tmp_path):
+    changes = {**SHORT, "parts": ["breaks"], "breaks": ["buffer 5", "one label"]}
+    found = play("moved_games", tmp_path / "results.json", figures=False, **changes)[1]["results"]
+    assert set(found["study"]["breaks"]) == {"buffer 5", "one label"} and "breaks" in found["missing"]
+    assert found["breaks"]["one_label"]["labels"]["saved"] == 0 and set(found["breaks"]) == {"buffer_5", "one_label"}
