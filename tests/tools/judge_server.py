@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tools.serving import answering
 
 # What can go wrong with a request, beside a status code such as "503".
 FAULTS = ("time-out", "malformed", "prose", "half", "not json", "empty")
@@ -34,17 +37,17 @@ class JudgeServer:
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
+        self._open = ExitStack()
         self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def __enter__(self) -> JudgeServer:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self._open.enter_context(answering(self._server))
         return self
 
     def __exit__(self, *_) -> None:
         self.ended.set()
         self.release.set()
-        self._server.shutdown()
-        self._server.server_close()
+        self._open.close()
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         outer = self

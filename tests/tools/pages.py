@@ -16,7 +16,6 @@ import importlib.resources
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from bs4 import BeautifulSoup
 
 from tools import Fault, looks
+from tools.serving import answering
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "book"))
 from chromium import ARGUMENTS, NO_BROWSER, find_browser  # noqa: E402, F401  those that ask for a browser find them here
@@ -315,14 +315,9 @@ def served(folder: Path, handler: type[_Handler] = _Handler) -> Iterator[str]:
     def handle(*args):
         return handler(*args, directory=str(folder))
 
-    with _Server(("127.0.0.1", 0), handle) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}{PREFIX}"
-        finally:
-            server.shutdown()
-            thread.join()
+    server = _Server(("127.0.0.1", 0), handle)
+    with answering(server):
+        yield f"http://127.0.0.1:{server.server_port}{PREFIX}"
 
 
 # The theme reads both keys before the first paint, and its button sets both attributes.
