@@ -151,6 +151,42 @@ class Peaks:
         return Peaks(tuple(part.like(y) for part in self.parts))
 
 
+@dataclass(frozen=True, eq=False)
+class Biased:
+    """What an oracle that errs says of a utility: U(y) + level + <tilt, y>.
+
+    `level` has a shape that U(y) can be added to, and `tilt` one that y can be multiplied with.
+
+    Examples
+    --------
+    >>> V = Biased(Bell(np.zeros(2), 10.0, 0.2), 1.0, np.array([0.0, 0.5]))
+    >>> float(V(np.zeros(2))), V.gradient(np.zeros(2)).tolist()
+    (11.0, [0.0, 0.5])
+    """
+
+    utility: Landscape
+    level: Array
+    tilt: Array
+
+    def __call__(self, y: Array) -> Array:
+        """U(y) + level + <tilt, y> for y of shape (..., d): shape (...)."""
+        return self.utility(y) + _like(y, self.level) + (_like(y, self.tilt) * y).sum(-1)
+
+    def gradient(self, y: Array) -> Array:
+        """grad U(y) + tilt, shape of y."""
+        return self.utility.gradient(y) + _like(y, self.tilt)
+
+    def moved(self, y: Array, step: float) -> Array:
+        """The same at y + step e_i for every coordinate i, shape of y."""
+        tilt = _like(y, self.tilt)
+        added = _like(y, self.level) + (tilt * y).sum(-1)
+        return self.utility.moved(y, step) + added[..., None] + step * tilt
+
+    def like(self, y: Array) -> "Biased":
+        """The same with constants of y's kind, precision and device, which are then not converted at every call."""
+        return Biased(self.utility.like(y), _like(y, self.level), _like(y, self.tilt))
+
+
 def _exp(exponent: Array) -> Array:
     return exponent.exp() if hasattr(exponent, "exp") else np.exp(exponent)
 

@@ -27,7 +27,8 @@ the policy's mean. In the first iteration the buffer is empty and the exact arm 
 
 Not in the paper: `rm_steps` Adam steps in an iteration, each on `replay` labels drawn from the buffer; a standard arm
 that climbs, in place of r, the RM's exact answer to the buffer (`mlp.refit`) or the slope of the labels themselves
-(`label_slope`); a trust region around the labels (`Trust`); and what `fpo.remedies` puts beside the RM's reward.
+(`label_slope`); a trust region around the labels (`Trust`); what `fpo.remedies` puts beside the RM's reward; and a
+penalty that reads U + `oracle_level` + `oracle_tilt` y_d in place of U, or does so at a share of the policy steps only.
 
 Here R runs (arms x seeds) are one batch, and n actions of each are rows: tensors (R, n, d).
 """
@@ -49,6 +50,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from tqdm import tqdm
 
 from fpo import files, games, mlp, moves, remedies
+from fpo.landscapes import Biased
 from fpo.mlp import Layers
 from fpo.parameters import Distinct, Seeds, arm_list, as_tuple, real, seed_list, whole
 from fpo.remedies import Remedy, Trust, label_slope, trust_region
@@ -63,7 +65,7 @@ LOSS_SLOPE = 2.0
 # Settings that are numbers of a run, in which games that are played as one batch may differ: see `simulate_each`.
 WEIGHTS = (
     *("action_cost", "gamma_relaxed", "gamma_practical", "gamma_exact", "remedy_weight", "trust"),
-    *("label_spread", "sigma", "sigma_end"),
+    *("label_spread", "sigma", "sigma_end", "oracle_level", "oracle_tilt"),
 )
 
 
@@ -88,6 +90,9 @@ class Config(moves.Settings):
     utility_at: Literal["sample", "mean"] = Field(
         "sample", description="where the penalty reads U: at the sampled action or at the policy's mean"
     )
+    oracle_level: float = real(0.0, -1e6, 1e6, "added to the U that a penalty reads")
+    oracle_tilt: float = real(0.0, -1e6, 1e6, "slope, in the last coordinate, of what is added to it")
+    oracle_share: float = real(1.0, 0, 1, "share of policy steps that have a penalty, of those that read U")
     pairing: Literal["paired", "released"] = Field(
         "paired",
         description="whether the arms of a seed share initial RM and noise, or all but the standard one go on with its "
@@ -191,7 +196,7 @@ class Config(moves.Settings):
     @field_validator("members")
     @classmethod
     def _several(cls, value: int, info: ValidationInfo) -> int:
-        if (value > 1) != (info.data.get("remedy", "none") in remedies.ENSEMBLES):
+        if (value > 1) != (info.data.get("remedy", "none") in remedies.SEVERAL):
             raise ValueError("an ensemble has two members or more, and nothing else has")
         return value
 
@@ -199,7 +204,7 @@ class Config(moves.Settings):
     @classmethod
     def _ridge(cls, value: float, info: ValidationInfo) -> float:
         solved = "exact" in info.data.get("arms", ()) or info.data.get("follower") == "refit"
-        solved = solved or info.data.get("remedy") in remedies.SOLVED
+        solved = solved or info.data.get("remedy") in (*remedies.SOLVED, "leave-one-out")
         if solved and value + info.data.get("damping", 1.0) < 1e-6:
             raise ValueError("the Hessian would be singular")
         return value
@@ -225,9 +230,11 @@ class Result(games.Result):
     Each is recorded after its policy steps and before its RM step, at the policy's mean. A kept RM is the one that the
     policy had climbed: `reward_models` is a list of (weight, bias), each with leading axes (keep, arms, seeds).
     `buffers` (keep, arms, seeds, buffer_size, d) holds the labeled actions that this RM was fitted to; see `labeled`.
+    `over` (keep, arms, seeds) is a remedy's estimate of r - U at the policy's mean, NaN where it makes none.
     """
 
     buffers: Any = None
+    over: Any = None
 
     def labeled(self, arm: str, iteration: int) -> np.ndarray:
         """The labeled actions that one arm's RMs had at an iteration that was kept: (seeds, known, d)."""
@@ -252,20 +259,28 @@ def climb(
     hessian: mlp.GaussNewton | None = None,
     held: mlp.Direction | None = None,
     trust: Trust | None = None,
+    asked: tuple[bool, ...] | None = None,
 ) -> torch.Tensor:
     """The policy steps of an iteration: theta (R, d) after one step for each noise (R, steps, d), sigma included.
 
     `at_mean`: whether the penalty reads U at the policy's mean, and not at the sampled action. The objective's a is
-    `hessian`'s at the policy, or else `held`.
+    `hessian`'s at the policy, or else `held`. `asked`: the steps at which U may be read; at the others a penalty that
+    reads it is left out (None: at all).
 
     `layers`, `objective` and `hessian` are float64 in the exact arm, whatever theta's precision: |H| / ridge digits
     cancel in its direction.
     """
     kind = layers[0][0].dtype
-    for eps in noise.unbind(1):
+    silent = objective
+    if asked is not None:
+        silent = objective._replace(error_weight=torch.zeros_like(objective.error_weight))
+    for i, eps in enumerate(noise.unbind(1)):
+        here = objective if asked is None or asked[i] else silent
         offset = eps[:, None].to(kind) if at_mean else None
-        a = held if hessian is None else mlp.inverse_times_gradient(layers, theta[:, None].to(kind), hessian)
-        uphill = gradient(layers, (theta + eps)[:, None].to(kind), offset, objective, a)[:, 0].to(theta.dtype)
+        a = held
+        if hessian is not None and here is objective:
+            a = mlp.inverse_times_gradient(layers, theta[:, None].to(kind), hessian)
+        uphill = gradient(layers, (theta + eps)[:, None].to(kind), offset, here, a)[:, 0].to(theta.dtype)
         theta = theta + lr * uphill.clamp(-clip, clip)
         if trust is not None:
             theta = (trust.mean + (theta[:, None] - trust.mean) @ trust.shrink)[:, 0]
@@ -344,6 +359,8 @@ class Batch:
         self.buffer = torch.zeros(len(self.theta), config.buffer_size, config.dimensions, **kind)
         self.labels = torch.zeros(len(self.theta), config.buffer_size, **kind)
         self.diverged_at = torch.full((len(self.theta),), -1, device=config.device)
+        self.over = torch.full_like(self.theta[:, 0], torch.nan)
+        self.unseen = torch.zeros(len(self.theta), 1, **kind)  # mean r - label of the newest labels, not yet fitted to
         self.exact = "exact" in arms
         self.solves = self.exact or config.follower == "refit" or config.remedy in remedies.SOLVED
         # A gradient through H^-1 is worked out in float64: see `climb`.
@@ -361,6 +378,7 @@ class Batch:
         self.gradient = mlp.gradient_by_autograd if config.gradient == "autograd" else closed
         # Compiling the exact arm's steps made them slower.
         plain = not self.exact and config.follower == "own" and not config.trust and config.remedy == "none"
+        plain = plain and config.oracle_share == 1
         self.climb = _compiled(climb) if config.gradient == "compiled" and plain else climb
 
     def _by_run(self, of_row: Callable[[Arm, Config], float], dtype: torch.dtype) -> torch.Tensor:
@@ -379,13 +397,18 @@ class Batch:
             return each.gamma_practical if arm == "practical" else -float(each.follower == "refit")
 
         through = self._by_run(lambda arm, each: arm in each.through_oracle, torch.bool)
+        utility = config.landscape().like(self.theta.to(self.fine))
+        if any(each.oracle_level or each.oracle_tilt for _, each in self.rows):
+            last = torch.eye(config.dimensions, dtype=self.fine, device=config.device)[-1]
+            tilt = self._by_run(lambda arm, each: each.oracle_tilt, self.fine)[..., None] * last
+            utility = Biased(utility, self._by_run(lambda arm, each: each.oracle_level, self.fine), tilt)
         center = {"zero": torch.full_like(self.first, config.offset), "start": self.first}.get(config.cost_center)
         return mlp.Objective(
             cost=self._by_run(lambda arm, each: each.action_cost, self.fine),
             error_weight=self._by_run(error_weight, self.fine),
             norm_weight=self._by_run(norm_weight, self.fine),
             through_oracle=through if through.any() else None,
-            utility=config.landscape().like(self.theta.to(self.fine)),
+            utility=utility,
             center=None if center is None or not center.any() else center.to(self.theta.device, self.fine),
         )
 
@@ -427,17 +450,40 @@ class Batch:
             trust = trust_region(self.buffer, self.labels, weights, variance, weight)
         rate = torch.tensor(lr, dtype=self.theta.dtype, device=self.theta.device)
         at_mean = config.utility_at == "mean" or config.remedy == "fitted"
+        over = self._overconfidence(t, known) if config.remedy in remedies.ESTIMATES else None
         if config.gradient == "closed-form" and gradient is self.gradient:
-            gradient = partial(mlp.gradient_in_closed_form, ways=mlp.both_ways(layers))
+            own = self.own() if config.remedy == "spread" else layers
+            gradient = partial(mlp.gradient_in_closed_form, ways=mlp.both_ways(own))
         if config.remedy != "none" and (known or config.remedy not in remedies.SOLVED):
             refitted = config.follower == "refit"
             gradient = remedies.gradient(
-                config.remedy, self.remedy_weight, gradient, answers, refitted, self.turn, config.members
+                config.remedy, self.remedy_weight, gradient, answers, refitted, self.turn, config.members, over
             )
+        steps = np.arange(t * config.inner_steps, (t + 1) * config.inner_steps + 1)
+        asked = tuple(np.diff(np.floor(steps * config.oracle_share)) > 0) if config.oracle_share < 1 else None
         self.theta = self.climb(
-            gradient, layers, self.theta, policy, rate, objective, config.clip, at_mean, hessian, held, trust
+            gradient, layers, self.theta, policy, rate, objective, config.clip, at_mean, hessian, held, trust, asked
         )
+        if over is not None:
+            self.over = over(layers, self.theta[:, None], objective)[:, 0]
         return self._record(t)
+
+    def _overconfidence(self, t: int, known: int) -> remedies.Estimate:
+        """What a remedy that estimates r - U asks at each policy step of iteration t."""
+        config, found = self.config, self.unseen
+        if config.remedy not in ("held-out", "leave-one-out"):
+            return remedies.estimate(config.remedy, config.members, len(config.seeds))
+        if config.remedy == "leave-one-out" and known:
+            some = [(weight.double(), bias.double()) for weight, bias in self.layers]
+            labeled = self.buffer[:, :known].double(), self.labels[:, :known].double()
+            even = torch.full((known,), 1 / known, dtype=torch.float64, device=self.theta.device)
+            missed = remedies.left_out(some, *labeled, even, config.rm_decay + config.damping)
+            found = missed[:, self._newest(t - 1)].mean(1, keepdim=True).to(self.theta)
+        return lambda *asked: found
+
+    def _newest(self, t: int) -> torch.Tensor:
+        """The buffer's rows for the labels of iteration t."""
+        return (t * self.config.new_samples + torch.arange(self.config.new_samples)) % self.config.buffer_size
 
     def _follow(self, slope: torch.Tensor) -> Callable:
         """The gradient of a linear reward of this slope (R, d), less the action's cost."""
@@ -451,8 +497,10 @@ class Batch:
         """The rest of iteration t: new labels, the RM's steps."""
         config = self.config
         y = self.theta[:, None] + self.sampled
-        rows = (t * config.new_samples + torch.arange(config.new_samples)) % config.buffer_size
+        rows = self._newest(t)
         self.buffer[:, rows], self.labels[:, rows] = y, self.utility(y) + self._label_noise(t)
+        if config.remedy == "held-out":
+            self.unseen = (mlp.reward(self.layers, y) - self.labels[:, rows]).mean(1, keepdim=True)
         known = min((t + 1) * config.new_samples, config.buffer_size)
         batch = self.buffer, self.labels, self._label_weights(known)
         for step in range(config.rm_steps):
@@ -503,12 +551,12 @@ class Batch:
         """Everything that changes, for a checkpoint."""
         return {
             "theta": self.theta, "tensors": self.tensors, "optimizer": self.optimizer.state_dict(),
-            "buffer": self.buffer, "labels": self.labels, "diverged_at": self.diverged_at,
+            "buffer": self.buffer, "labels": self.labels, "diverged_at": self.diverged_at, "unseen": self.unseen,
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        for name in ("buffer", "labels", "diverged_at"):
+        for name in ("buffer", "labels", "diverged_at", "unseen"):
             getattr(self, name).copy_(state[name])
         self.theta = state["theta"].to(self.theta)
         for tensor, values in zip(self.tensors, state["tensors"], strict=True):
@@ -568,7 +616,8 @@ class Play:
                 self.record[at][:, t] = values
             if t in self.keep:
                 model = [(weight.clone().cpu(), bias.clone().cpu()) for weight, bias in batch.own()]
-                self.snapshots.setdefault(t, []).append((batch.theta.clone().cpu(), model, batch.buffer.clone().cpu()))
+                kept = (batch.theta.clone().cpu(), model, batch.buffer.clone().cpu(), batch.over.clone().cpu())
+                self.snapshots.setdefault(t, []).append(kept)
             batch.learn(t)
 
     def state(self, t: int) -> dict[str, Any]:
@@ -624,6 +673,7 @@ class Play:
             ],
             seconds,
             over_time(lambda part: part[2]),
+            over_time(lambda part: part[3]),
         )
 
 

@@ -13,6 +13,14 @@ refit's answer f(y) = <a_f, g(y)>, which is what the buffer's labels would add t
     minimum          their minimum
     ensemble-bound   their mean less w of their standard deviations
 
+and, with an estimate o of the RM's overconfidence r - U that is held constant in a policy step, r - w o |g|^2:
+
+    error            o = r - U itself, at the action
+    permuted         that of the next seed's run: as large, and of no use
+    spread           the standard deviation of `members` RMs' rewards at the action
+    held-out         the mean of r - label over the newest labels, before the RM was fitted to them
+    leave-one-out    the mean of (r - label) / (1 - h) over them, with the leverage h of each among all labels
+
 Beside them are the trust region (`Trust`) and the labels' own slope (`label_slope`). The penalties are those of
 Gauthier, Bach and Jordan 2026 (arXiv:2605.04266) in another metric (leverage) or with a stand-in for U (fitted).
 """
@@ -28,11 +36,15 @@ from fpo.mlp import Direction, Factors, GaussNewton, Layers, Objective
 
 Ensemble = Literal["mean", "minimum", "ensemble-bound"]
 Remedy = Literal[
-    "none", "leverage", "bound", "fitted", "flat", "rotated", "mean", "minimum", "ensemble-bound"
+    "none", "leverage", "bound", "fitted", "flat", "rotated", "mean", "minimum", "ensemble-bound",
+    "error", "permuted", "spread", "held-out", "leave-one-out",
 ]  # fmt: skip
 ENSEMBLES: tuple[Ensemble, ...] = get_args(Ensemble)
+ESTIMATES = ("error", "permuted", "spread", "held-out", "leave-one-out")
+SEVERAL = (*ENSEMBLES, "spread")  # those that have members
 SOLVED = ("leverage", "bound", "fitted")  # those that ask H
 Gradient = Callable[..., torch.Tensor]
+Estimate = Callable[[Layers, torch.Tensor, Objective], torch.Tensor]
 
 
 class Trust(NamedTuple):
@@ -162,6 +174,39 @@ def shares(rewards: torch.Tensor, kind: Ensemble, weight: torch.Tensor) -> torch
     return even - weight * even * away / deviation.clamp_min(1e-12) if kind == "ensemble-bound" else even
 
 
+def left_out(
+    layers: Layers, y: torch.Tensor, labels: torch.Tensor, sample_weights: torch.Tensor, ridge: float
+) -> torch.Tensor:
+    """(r(y_i) - label_i) / (1 - h_i) of R buffers, (R, n): what r would have missed without label i, to first order.
+
+    h_i is label i's leverage in ridge regression on the gradients (`mlp.refit`). With the inverse B of its normal
+    equations in function space (`mlp.GaussNewton`), 1 - h_i = ridge B_ii / (2 w_i). All weights must be above 0.
+    """
+    hessian = mlp.gauss_newton(layers, y, sample_weights, ridge)
+    kept = ridge * hessian.inverse.diagonal(dim1=-2, dim2=-1) / (2 * sample_weights)
+    return (mlp.reward(layers, y) - labels) / kept
+
+
+def estimate(remedy: Remedy, members: int, seeds: int) -> Estimate:
+    """The overconfidence of R runs at an action, (R, 1), where it is read there: of error, permuted and spread.
+
+    Its arguments are the layers, y (R, 1, d), and the objective, whose utility is what is read of U. Runs are in rows
+    of `seeds`, with the layers of `members` reward models.
+    """
+
+    def error(layers: Layers, y: torch.Tensor, objective: Objective) -> torch.Tensor:
+        return mlp.reward(layers, y) - objective.utility(y)
+
+    def permuted(layers: Layers, y: torch.Tensor, objective: Objective) -> torch.Tensor:
+        return error(layers, y, objective).view(-1, seeds).roll(-1, 1).view(-1, 1)
+
+    def spread(layers: Layers, y: torch.Tensor, objective: Objective) -> torch.Tensor:
+        rewards = mlp.reward(layers, y.repeat(members, 1, 1))
+        return rewards.unflatten(0, (members, -1)).std(0, correction=0)
+
+    return {"error": error, "permuted": permuted, "spread": spread}[remedy]
+
+
 def gradient(
     remedy: Remedy,
     weight: torch.Tensor,
@@ -170,10 +215,11 @@ def gradient(
     refitted: bool,
     turn: torch.Tensor,
     members: int,
+    over: Estimate | None = None,
 ) -> Gradient:
     """The gradient that a policy step takes, with the arguments and shapes of `plain`, which is one of mlp's two.
 
-    `weight` has shape (R, 1, 1).
+    `weight` has shape (R, 1, 1). `over` estimates the overconfidence, where the remedy is one of `ESTIMATES`.
 
     `offset` must be the policy's noise where the remedy is fitted: y - offset is the policy's mean. `turn` (R, d, d)
     are the runs' rotations. In an ensemble the layers have `members` times R models, the first R are the runs' own.
@@ -199,6 +245,9 @@ def gradient(
                 a = fitted(layers, y, y if offset is None else y - offset, known, weight)
             # r + <a, g> is a penalty of weight -1.
             return plain(layers, y, None, objective._replace(norm_weight=-torch.ones_like(objective.cost)), a)
+        if over is not None:
+            own = [(matrix[: len(y)], bias[: len(y)]) for matrix, bias in layers]
+            return plain(own, y, None, objective._replace(norm_weight=weight[..., 0] * over(layers, y, objective)))
         uphill = plain(layers, y, None, objective)
         if remedy == "flat":
             return uphill - weight * flatness(layers, y)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fpo import linear, neural
-from fpo.landscapes import Bell, Peaks, Stretched
+from fpo.landscapes import Bell, Biased, Peaks, Stretched
 
 
 @st.composite
@@ -17,10 +17,13 @@ def bells(draw):
     d, rows = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     bell = Bell(rng.normal(size=d), draw(st.floats(0.1, 20)), draw(st.floats(0.01, 2)))
     stretched = Stretched(rng.normal(size=d), draw(st.floats(0.1, 20)), rng.uniform(0.01, 2, size=d))
-    return draw(st.sampled_from([bell, stretched, Peaks((bell, stretched))])), rng.normal(size=(rows, d))
+    tilted = Biased(stretched, draw(st.floats(-3, 3)), rng.normal(size=d))
+    return draw(st.sampled_from([bell, stretched, tilted, Peaks((bell, stretched))])), rng.normal(size=(rows, d))
 
 
 def height(landscape):
+    if isinstance(landscape, Biased):
+        return 10 + height(landscape.utility)
     return sum(part.scale for part in landscape.parts) if isinstance(landscape, Peaks) else landscape.scale
 
 

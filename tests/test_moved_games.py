@@ -1,5 +1,7 @@
 """Moved games and remedies: formulas against autograd, games against the plain loop, home as it was."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import slow.neural
@@ -7,8 +9,8 @@ import torch
 from test_followers import SMALL, drawn, flat
 
 from fpo import mlp, neural, remedies
-from fpo.landscapes import Bell
-from fpo.neural import Config
+from fpo.landscapes import Bell, Biased
+from fpo.neural import Config, Stream
 from fpo.parameters import ParameterError
 
 MOVES = {
@@ -33,6 +35,16 @@ REMEDIES = {
     "mean": {"members": 3},
     "minimum": {"members": 3},
     "ensemble-bound": {"members": 3},
+    "error": {"remedy_weight": 0.3},
+    "spread": {"members": 3, "remedy_weight": 2.0},
+    "held-out": {"remedy_weight": 0.3},
+    "leave-one-out": {"remedy_weight": 0.03},
+}
+ORACLES = {
+    "too high": {"oracle_level": 2.0},
+    "tilted": {"oracle_tilt": 3.0, "through_oracle": ["relaxed", "exact"]},
+    "at some steps": {"oracle_share": 0.4, "through_oracle": ["exact"]},
+    "tilted, at the mean": {"oracle_tilt": 3.0, "oracle_level": -1.0, "utility_at": "mean"},
 }
 
 
@@ -57,10 +69,75 @@ def test_a_game_with_a_remedy_is_the_plain_loop(name):
     same_as_the_plain_loop({**kind, "remedy": name.split(" ")[0], **REMEDIES[name]})
 
 
+@pytest.mark.parametrize("gradient", ["autograd", "closed-form"])
+@pytest.mark.parametrize("name", ORACLES)
+def test_a_game_with_an_oracle_that_errs_or_is_silent_is_the_plain_loop(name, gradient):
+    kind = {**SMALL, "arms": neural.ARMS, "gamma_relaxed": 0.2, "gamma_practical": 0.1, "damping": 0.01}
+    true = Config(seeds=[0, 5], gradient=gradient, **kind)
+    config = true.replace(**ORACLES[name])
+    result, other = neural.simulate(config), neural.simulate(true)
+    for (a, arm), (i, seed) in product(enumerate(config.arms), enumerate(config.seeds)):
+        found = result.utility[:, a, i], result.reward[:, a, i], result.noise[:, a, i]
+        np.testing.assert_allclose(found, slow.neural.run(seed, arm, config), rtol=1e-6)
+    reads = [arm in ("relaxed", "exact") for arm in config.arms]
+    same = [np.array_equal(result.reward[:, a], other.reward[:, a]) for a in range(len(reads))]
+    assert same == [not each for each in reads]
+
+
+def test_an_oracle_that_is_too_low_is_the_relaxed_penalty_and_some_of_the_practical_one():
+    config = Config(seeds=[3, 4], **{**SMALL, "arms": ["relaxed"]}, gamma_relaxed=0.2, oracle_level=-0.7)
+    model = Stream(3, config).reward_model()
+    y = torch.randn(1, 1, 4, generator=torch.Generator().manual_seed(1)).double()
+    layers = [(weight[None].double(), bias[None].double()) for weight, bias in model]
+    one = torch.ones(1, 1).double()
+    true = mlp.Objective(0 * one, 0.2 * one, 0 * one, None, config.landscape().like(y))
+    low = true._replace(utility=Biased(true.utility, -0.7, torch.zeros(4).double()))
+    both = true._replace(norm_weight=0.2 * 0.7 * one)
+    here = [mlp.gradient_in_closed_form(layers, y, None, each) for each in (low, both, true)]
+    torch.testing.assert_close(here[0], here[1], rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(here[0], here[2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_what_was_left_out_is_missed_to_first_order(case):
+    """1 / (1 - h_i) = 1 + (2 / n) g_i^T H^-1 g_i with the Hessian of the other labels."""
+    layers, y, labels, _ = drawn(case)
+    even, ridge = torch.full((9,), 1 / 9).double(), 0.3
+    found = remedies.left_out(layers, y, labels, even, ridge)
+    for run in range(3):
+        r, g = flat([(weight[run], bias[run]) for weight, bias in layers], y[run])
+        for i in range(9):
+            others = [j for j in range(9) if j != i]
+            hessian = 2 / 9 * g[others].T @ g[others] + ridge * torch.eye(g.shape[1]).double()
+            width = 2 / 9 * g[i] @ torch.linalg.solve(hessian, g[i])
+            torch.testing.assert_close(found[run, i], (r[i] - labels[run, i]) * (1 + width), rtol=1e-7, atol=1e-9)
+
+
+def test_a_permuted_error_is_the_next_seeds():
+    layers, y, _, _ = drawn(2, runs=6)
+    at = y[:, :1]
+    zero = torch.zeros(6, 1).double()
+    plain = mlp.Objective(zero, zero, zero, None, Bell(np.zeros(4), 1.0, 0.1))
+    errors = remedies.estimate("error", 1, 3)(layers, at, plain)
+    found = remedies.estimate("permuted", 1, 3)(layers, at, plain)
+    torch.testing.assert_close(found[[0, 1, 2, 3, 4, 5]], errors[[1, 2, 0, 4, 5, 3]])
+    weight, over = torch.full((6, 1, 1), 0.4, dtype=torch.float64), remedies.estimate("permuted", 1, 3)
+    pull = remedies.gradient("permuted", weight, mlp.gradient_in_closed_form, None, False, torch.empty(0), 1, over)
+    held = pull(layers, at, None, plain)
+    for run in range(6):
+        model = [(weight[run], bias[run]) for weight, bias in layers]
+
+        def value(x, model=model, run=run):
+            return mlp.reward(model, x)[0] - 0.4 * found[run, 0] * mlp.gradient_norms(mlp.factors(model, x)[1])[0]
+
+        torch.testing.assert_close(held[run], slopes(value, at[run]), rtol=1e-9, atol=1e-11)
+
+
 def test_home_written_out_is_home_to_the_last_bit():
     written = {
         "offset": 0.0, "start_distance": 0.0, "noise_target": 0.0, "sharpness_factors": [], "second_peak": False,
         "cost_center": "zero", "remedy": "none", "members": 1, "label_noise": 0.0, "wide_labels": 0,
+        "oracle_level": 0.0, "oracle_tilt": 0.0, "oracle_share": 1.0,
     }  # fmt: skip
     here = neural.simulate(Config(seeds=[0], outer_steps=12, **written)).reward
     there = Config(seeds=[0], outer_steps=12)
@@ -197,6 +274,9 @@ def test_a_rotation_keeps_lengths_and_differs_from_seed_to_seed():
         {"sharpness_factors": [1.0]},
         {"dimensions": 1, "signal_dimensions": 1, "second_peak": True},
         {"arms": ["standard"], "remedy": "leverage", "rm_decay": 0.0},
+        {"arms": ["standard"], "remedy": "leave-one-out", "rm_decay": 0.0},
+        {"arms": ["standard"], "remedy": "spread"},
+        {"oracle_share": 1.5},
     ],
 )
 def test_settings_that_do_not_fit_together_are_refused(wrong):
@@ -227,10 +307,16 @@ TOGETHER = {
     },
     "spread": {"WEIGHTS": {"sigma": 0.4, "sigma_end": 0.1, "label_spread": 2.0}, "label_noise": 0.3, "wide_labels": 2},
     "trust": {"WEIGHTS": {"trust": 3.0, "sigma": 0.3}, "trust": 1.0},
+    "oracle": {"arms": ("relaxed", "exact"), "gradient": "closed-form", "oracle_share": 0.4} | {
+        "WEIGHTS": {"oracle_level": 2.0, "oracle_tilt": 1.0}
+    },
     "labels": {"WEIGHTS": {"trust": 3.0, "action_cost": 0.3}, "trust": 1.0, "follower": "labels"},
 } | {
-    remedy: {"WEIGHTS": {"remedy_weight": 0.3}, "remedy": remedy, "members": 1 + 2 * (remedy in remedies.ENSEMBLES)}
-    for remedy in ("leverage", "bound", "fitted", "flat", "rotated", "ensemble-bound")
+    remedy: {"WEIGHTS": {"remedy_weight": 0.3}, "remedy": remedy, "members": 1 + 2 * (remedy in remedies.SEVERAL)}
+    for remedy in (
+        *("leverage", "bound", "fitted", "flat", "rotated", "ensemble-bound"),
+        *("error", "permuted", "spread", "held-out", "leave-one-out"),
+    )
 }  # fmt: skip
 
 

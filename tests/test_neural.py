@@ -375,7 +375,8 @@ def test_defaults_are_the_papers():
         "target": 2.5, "utility_scale": 10.0, "utility_sharpness": 0.2, "precision": "float32", "label_spread": 1.0,
         "rm_steps": 1, "replay": 0, "follower": "own", "trust": 0.0, "remedy": "none", "remedy_weight": 1.0,
         "members": 1, "cost_center": "zero", "wide_labels": 0, "label_noise": 0.0, "offset": 0.0, "start_distance": 0.0,
-        "noise_target": 0.0, "sharpness_factors": (), "second_peak": False,
+        "noise_target": 0.0, "sharpness_factors": (), "second_peak": False, "oracle_level": 0.0, "oracle_tilt": 0.0,
+        "oracle_share": 1.0,
     }  # fmt: skip
 
 

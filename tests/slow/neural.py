@@ -75,9 +75,12 @@ def beside(seed, models, y, theta, known, config):
         r = torch.stack([each(y)[0] for each in models])
         kinds = {"mean": r.mean(), "minimum": r.min(), "ensemble-bound": r.mean() - w * r.std(correction=0)}
         return kinds[config.remedy] - r[0]
+    if config.remedy in ("error", "spread", "held-out", "leave-one-out"):
+        g = slope(y, True)
+        return -w * overconfidence(models, y.detach(), known, config, slope) * g @ g
     if config.remedy == "none" or not known:
         return 0.0
-    x, u = (torch.stack(part) for part in zip(*known, strict=True))
+    x, u = (torch.stack(part) for part in zip(*(row[:2] for row in known), strict=True))
     g = torch.stack([slope(row, False) for row in x])
     ridge = config.rm_decay + config.damping
     hessian = 2 / len(x) * g.T @ g + ridge * torch.eye(g.shape[1], dtype=g.dtype)
@@ -93,6 +96,26 @@ def beside(seed, models, y, theta, known, config):
     return -w * (missing @ torch.linalg.solve(inner, missing) / len(x) * ridge * width).sqrt()
 
 
+def overconfidence(models, y, known, config, slope):
+    """An estimate of r - U at an action, as a number."""
+    model, count = models[0], config.new_samples
+    if config.remedy == "error":
+        return float(model(y)[0] - utility(y, config))
+    if config.remedy == "spread":
+        return float(torch.stack([each(y)[0] for each in models]).std(correction=0))
+    if not known:
+        return 0.0
+    if config.remedy == "held-out":
+        return float(np.mean([r for *_, r in known[-count:]]))
+    x, u = (torch.stack(part) for part in zip(*(row[:2] for row in known), strict=True))
+    g = torch.stack([slope(row, False) for row in x])
+    inner = g @ g.T
+    ridge = len(x) * (config.rm_decay + config.damping) / 2 * torch.eye(len(x), dtype=g.dtype)
+    h = torch.diagonal(inner @ torch.linalg.inv(inner + ridge))
+    missed = (torch.stack([model(row)[0].detach() for row in x]) - u) / (1 - h)
+    return float(missed[-count:].mean())
+
+
 def penalty(arm, model, y, theta, sampled, known, config):
     """gamma R(y) of one arm at one action (y carries a graph), with whole gradients and a dense Hessian."""
     if arm == "standard" or (arm == "exact" and not known):
@@ -106,12 +129,13 @@ def penalty(arm, model, y, theta, sampled, known, config):
     g = slope(y, True)
     if arm == "practical":
         return -config.gamma_practical * g @ g
-    u = utility(y if config.utility_at == "sample" else y - sampled, config)
+    at = y if config.utility_at == "sample" else y - sampled
+    u = utility(at, config) + config.oracle_level + config.oracle_tilt * at[-1]
     error = model(y)[0] - (u if arm in config.through_oracle else u.detach())
     if arm == "relaxed":
         return -config.gamma_relaxed * error * (g @ g)
     hessian = (config.rm_decay + config.damping) * torch.eye(len(g), dtype=g.dtype)
-    for x, _ in known:
+    for x, *_ in known:
         row = slope(x, False)
         hessian += 2 * torch.outer(row, row) / len(known)
     a = torch.linalg.solve(hessian, slope(theta, False))
@@ -121,7 +145,7 @@ def penalty(arm, model, y, theta, sampled, known, config):
 def answer(model, known, config):
     """What a follower of the labels adds to the RM at an action: nothing, the ridge's answer, or the labels' plane."""
     parameters = list(model.parameters())
-    x, u = (torch.stack(part) for part in zip(*known, strict=True))
+    x, u = (torch.stack(part) for part in zip(*(row[:2] for row in known), strict=True))
     if config.follower == "labels":
         one = torch.cat([x - x.mean(0), torch.ones(len(x), 1, dtype=x.dtype)], 1)
         plane = torch.linalg.lstsq(one, u[:, None], driver="gelsd").solution[:-1, 0]
@@ -140,7 +164,7 @@ def answer(model, known, config):
 
 def pulled(theta, known, weight, sigma):
     """The minimizer of |x - theta|^2 / 2 plus weight times the trust region's penalty, by its own linear equations."""
-    x, u = (torch.stack(part) for part in zip(*known, strict=True))
+    x, u = (torch.stack(part) for part in zip(*(row[:2] for row in known), strict=True))
     width = torch.cov(x.T, correction=0).reshape(len(theta), -1) + sigma**2 * torch.eye(len(theta), dtype=x.dtype)
     precision = weight * u.std(correction=0) * torch.linalg.inv(width)
     return torch.linalg.solve(torch.eye(len(theta), dtype=x.dtype) + precision, theta + precision @ x.mean(0))
@@ -171,11 +195,13 @@ def run(seed, arm, config, iterations=None):
         sigma = config.sigma_end + (config.sigma - config.sigma_end) * f
         lr = config.policy_lr_end + (config.policy_lr - config.policy_lr_end) * f
         policy, more = next(numbers)
-        for eps in policy:
+        for i, eps in enumerate(policy):
+            before, after = (np.floor((t * config.inner_steps + k) * config.oracle_share) for k in (i, i + 1))
+            silent = arm in ("relaxed", "exact") and before == after
             sampled = sigma * eps.to(dtype)
             y = (theta + sampled).requires_grad_()
             value = model(y)[0] - config.action_cost * ((y - center) @ (y - center))
-            value = value + penalty(arm, model, y, theta, sampled, buffer, config)
+            value = value + (0 if silent else penalty(arm, model, y, theta, sampled, buffer, config))
             value = value + beside(seed, models, y, theta, buffer, config)
             if config.follower != "own":
                 value = value + answer(model, buffer, config)(y) if buffer else value
@@ -190,7 +216,8 @@ def run(seed, arm, config, iterations=None):
         for i, eps in enumerate(more):
             wide = config.label_spread if i < (config.wide_labels or config.new_samples) else 1.0
             y = theta + wide * sigma * eps.to(dtype)
-            buffer.append((y, utility(y, config) + config.label_noise * wrong[i]))
+            u = utility(y, config) + config.label_noise * wrong[i]
+            buffer.append((y, u, float(model(y)[0].detach() - u)))
         buffer = buffer[-config.buffer_size :]
         for step in range(config.rm_steps):
             some = buffer
@@ -202,7 +229,7 @@ def run(seed, arm, config, iterations=None):
                 some = [buffer[(place - first) % config.buffer_size] for place in places]
             for each, steps in ((model, adam), *others):
                 steps.zero_grad()
-                for y, u in some:
+                for y, u, _ in some:
                     ((each(y)[0] - u) ** 2 / len(some)).backward()
                 steps.step()
     return np.array(rows).T
