@@ -6,7 +6,7 @@ import pytest
 from tools.parameter_classes import NOTEBOOKS, validated
 from tools.verdicts import play
 
-from fpo import linear, results, sweeps
+from fpo import linear, neural, results, sweeps
 from fpo.parameters import ParameterError
 
 MARKS = (
@@ -243,6 +243,26 @@ def test_maps_are_made_read_back_and_cells_are_any(chapter, tmp_path, monkeypatc
     del changes["study"], changes["parts"]
     verdicts, content = told(tmp_path, monkeypatch, again, sweep, **changes)
     assert content["results"]["missing"] == ["sigma"] and len(sweep.asked) == 1 and verdicts["again"] == "new"
+
+
+def test_a_row_of_spreads_is_its_cells(chapter, tmp_path, monkeypatch):
+    sweep = Fake()
+    changes = {"outer_steps": 10, "seeds": list(range(8)), "study": "run", "parts": ["sigma"], "again": [[0, 0]]}
+    _, content = told(tmp_path, monkeypatch, {}, sweep, **changes, linear_steps=200)
+    found = content["results"]
+    rows = sweep.asked[0]
+    assert [row["rm_steps"] for row in rows] == list(range(1, 21))
+    assert all(row["spreads"] == chapter["SPREADS"] for row in rows)
+    assert found["cost"]["sigma"]["map"] > 0 and np.shape(found["maps"]["sigma"]["final"]) == (400, 8)
+    # Spread by spread, RM steps fastest; the fake gives every row the first one's, which has one RM step.
+    games = [{"sigma": sigma, "rm_steps": 1, "seeds": list(range(8)), "outer_steps": 10} for sigma in (0.1, 1.16)]
+    for game in games:
+        alone = neural.simulate(
+            neural.Config(arms=("standard",), gradient="closed-form", precision="float64", **game)
+        ).utility[-1, 0]
+        at = 20 * chapter["SPREADS"].index(game["sigma"])
+        for place in (at, at + 19):
+            np.testing.assert_allclose(found["maps"]["sigma"]["final"][place], alone, atol=6e-4)
 
 
 def test_a_map_with_a_failed_cell_is_not_there_and_says_why(tmp_path, monkeypatch, capsys):
