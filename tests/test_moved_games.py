@@ -338,6 +338,16 @@ def test_games_at_once_are_what_each_is_alone(name):
         assert not np.allclose(found[0].reward[:, arm], found[1].reward[:, arm], rtol=1e-5)
 
 
+def test_rivals_of_the_standard_arm_are_one_batch_with_it():
+    """The practical arm without a weight is the standard one, beside which an action cost and a penalty can stand."""
+    first = Config(seeds=[0, 5], gradient="closed-form", gamma_practical=0.0, **{**SMALL, "arms": ["practical"]})
+    games = [first, first.replace(action_cost=0.3), first.replace(gamma_practical=0.2)]
+    for found, each in zip(neural.simulate_each(games), games, strict=True):
+        alone = neural.simulate(each.replace(arms=["practical" if each.gamma_practical else "standard"]))
+        np.testing.assert_allclose(found.utility, alone.utility, rtol=1e-9)
+        np.testing.assert_allclose(found.reward, alone.reward, rtol=1e-9)
+
+
 def test_games_at_once_go_on_to_the_same_numbers(tmp_path, monkeypatch):
     first = Config(seeds=[0, 5], **{**SMALL, "outer_steps": 8})
     configs = [first, first.replace(action_cost=0.5)]
