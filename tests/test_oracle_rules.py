@@ -14,6 +14,7 @@ from fpo.parameters import ParameterError
 FACTORS = ("constant", "error", "held-out", "leave-one-out", "spread", "permuted", "relaxed")
 SHORT = {
     "study": "run", "outer_steps": 12, "tuning_seeds": [0], "study_seeds": [1, 2, 3], "live_seeds": [1], "every": 4,
+    "wall_seeds": [4, 5],
 }  # fmt: skip
 
 
@@ -80,8 +81,11 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order(chapter):
     assert np.isnan(chapter["area"](np.ones(3), np.ones(3)))
 
 
-def told(tmp_path, monkeypatch, end, area):
-    """The verdicts on a stored study in which each run climbs to end(part, arm, kind) and stays there."""
+def told(tmp_path, monkeypatch, end, area, wall):
+    """The verdicts on a stored study in which each run climbs to end(part, arm, kind) and stays there.
+
+    `area` is every AUC, and `wall` the product of weight, share and squared length of the gradient.
+    """
 
     def row(*where):
         return {"final": [float(end(*where))] * 64, "peak": [float(end(*where))] * 64}
@@ -100,6 +104,13 @@ def told(tmp_path, monkeypatch, end, area):
             for game in ("home", "shift3")
         },
         "areas": {name: [area] * 64 for name in FACTORS[1:-1]},
+        "wall": {
+            share: {
+                weight: row("wall", share, weight) | {"norm": [wall * 1000 / float(weight)] * 64}
+                for weight in ("2", "4", "8", "16")
+            }
+            for share in shares
+        },
     }
     monkeypatch.setattr(results, "stored_runs", lambda folder: {"one": {"results": {"study": study}}})
     return play("oracle", tmp_path / "results.json", live_seeds=[0], outer_steps=20)
@@ -121,14 +132,14 @@ def against(part, arm, kind):
 
 
 def test_every_claim_can_hold_and_can_fail(tmp_path, monkeypatch):
-    verdicts, content = told(tmp_path, monkeypatch, as_predicted, 0.9)
-    assert verdicts.pop("again") == "open" and len(verdicts) == 8 and set(verdicts.values()) == {"new"}
+    verdicts, content = told(tmp_path, monkeypatch, as_predicted, 0.9, 1.1)
+    assert verdicts.pop("again") == "open" and len(verdicts) == 9 and set(verdicts.values()) == {"new"}
     found = content["results"]
     assert found["ends"]["relaxed"]["10"]["median"] == 4.0 and found["ends"]["exact"]["10"]["saved"] == 64
     assert found["closed"]["home_paper"] == {"gap": 2.0} | dict.fromkeys(
         ("held_out", "leave_one_out", "spread", "permuted", "relaxed"), 1.0
     )
-    verdicts, _ = told(tmp_path, monkeypatch, against, 0.1)
+    verdicts, _ = told(tmp_path, monkeypatch, against, 0.1, 1.3)
     assert verdicts.pop("again") == "open" and set(verdicts.values()) == {"does not hold"}
 
 
@@ -137,6 +148,7 @@ def test_the_study_can_be_made_and_its_live_ascent_is_the_stored_one(tmp_path):
     assert set(verdicts.values()) <= {"open", "does not hold", "partly"}
     study = content["results"]["study"]
     assert list(study["areas"]) == list(FACTORS[1:-1]) and len(study["areas"]["spread"]) == 3
+    assert len(study["wall"]["10"]["16"]["norm"]) == 2 and min(study["wall"]["100"]["2"]["norm"]) > 1
     live = content["results"]["live"]["ends"]
     for share in ("100", "30", "10"):
         assert live[share][0] == pytest.approx(study["calls"]["values"][share]["final"][0], abs=1e-4)
