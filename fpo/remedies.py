@@ -21,12 +21,17 @@ and, with an estimate o of the RM's overconfidence r - U that is held constant i
     held-out         the mean of r - label over the newest labels, before the RM was fitted to them
     leave-one-out    the mean of (r - label) / (1 - h) over them, with the leverage h of each among all labels
 
+and one that holds nothing but r constant, r - w (r - r_held) |g|^2, with the slope (1 - w |g|^2) grad r:
+
+    wall             the relaxed penalty with the RM in the oracle's place: it turns round where |g|^2 = 1 / w
+
 Beside them are the trust region (`Trust`) and the labels' own slope (`label_slope`). The penalties are those of
 Gauthier, Bach and Jordan 2026 (arXiv:2605.04266) in another metric (leverage) or with a stand-in for U (fitted).
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -37,7 +42,7 @@ from fpo.mlp import Direction, Factors, GaussNewton, Layers, Objective
 Ensemble = Literal["mean", "minimum", "ensemble-bound"]
 Remedy = Literal[
     "none", "leverage", "bound", "fitted", "flat", "rotated", "mean", "minimum", "ensemble-bound",
-    "error", "permuted", "spread", "held-out", "leave-one-out",
+    "error", "permuted", "spread", "held-out", "leave-one-out", "wall",
 ]  # fmt: skip
 ENSEMBLES: tuple[Ensemble, ...] = get_args(Ensemble)
 ESTIMATES = ("error", "permuted", "spread", "held-out", "leave-one-out")
@@ -248,6 +253,9 @@ def gradient(
         if over is not None:
             own = [(matrix[: len(y)], bias[: len(y)]) for matrix, bias in layers]
             return plain(own, y, None, objective._replace(norm_weight=weight[..., 0] * over(layers, y, objective)))
+        if remedy == "wall":
+            held: Any = partial(mlp.reward, layers)  # a utility that is asked for its value alone
+            return plain(layers, y, None, objective._replace(error_weight=weight[..., 0], utility=held))
         uphill = plain(layers, y, None, objective)
         if remedy == "flat":
             return uphill - weight * flatness(layers, y)

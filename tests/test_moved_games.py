@@ -39,6 +39,7 @@ REMEDIES = {
     "spread": {"members": 3, "remedy_weight": 2.0},
     "held-out": {"remedy_weight": 0.3},
     "leave-one-out": {"remedy_weight": 0.03},
+    "wall": {"remedy_weight": 0.03},
 }
 ORACLES = {
     "too high": {"oracle_level": 2.0},
@@ -111,6 +112,17 @@ def test_what_was_left_out_is_missed_to_first_order(case):
             hessian = 2 / 9 * g[others].T @ g[others] + ridge * torch.eye(g.shape[1]).double()
             width = 2 / 9 * g[i] @ torch.linalg.solve(hessian, g[i])
             torch.testing.assert_close(found[run, i], (r[i] - labels[run, i]) * (1 + width), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("route", [mlp.gradient_by_autograd, mlp.gradient_in_closed_form])
+def test_a_wall_turns_the_slope_round(route):
+    layers, y, _, _ = drawn(4)
+    zero, at = torch.zeros(3, 1).double(), y[:, :1]
+    plain = mlp.Objective(zero, zero, zero, None, Bell(np.zeros(4), 1.0, 0.1))
+    weight = torch.tensor([0.1, 1.0, 10.0]).double()[:, None, None]
+    found = remedies.gradient("wall", weight, route, None, False, torch.empty(0), 1)(layers, at, None, plain)
+    norms = mlp.gradient_norms(mlp.factors(layers, at)[1])[..., None]
+    torch.testing.assert_close(found, (1 - weight * norms) * route(layers, at, None, plain))
 
 
 def test_a_permuted_error_is_the_next_seeds():
@@ -315,7 +327,7 @@ TOGETHER = {
     remedy: {"WEIGHTS": {"remedy_weight": 0.3}, "remedy": remedy, "members": 1 + 2 * (remedy in remedies.SEVERAL)}
     for remedy in (
         *("leverage", "bound", "fitted", "flat", "rotated", "ensemble-bound"),
-        *("error", "permuted", "spread", "held-out", "leave-one-out"),
+        *("error", "permuted", "spread", "held-out", "leave-one-out", "wall"),
     )
 }  # fmt: skip
 

@@ -111,6 +111,11 @@ def told(tmp_path, monkeypatch, end, area, wall):
             }
             for share in shares
         },
+        "own": {
+            name: {game: row("own", name, game) | {"norm": [100.0] * 64} for game in ("home", "shift3")}
+            | {"weight": weight}
+            for name in ("relaxed", "own")
+        },
     }
     monkeypatch.setattr(results, "stored_runs", lambda folder: {"one": {"results": {"study": study}}})
     return play("oracle", tmp_path / "results.json", live_seeds=[0], outer_steps=20)
@@ -127,13 +132,13 @@ def as_predicted(part, arm, kind):
 
 
 def against(part, arm, kind):
-    turned = {("bias", "exact", "level 2"): 9.5, ("bias", "relaxed", "tilt 4"): 0.0}
+    turned = {("own", "own", "home"): 2.0, ("bias", "exact", "level 2"): 9.5, ("bias", "relaxed", "tilt 4"): 0.0}
     return turned.get((part, arm, kind), 9.9 - as_predicted(part, arm, kind))
 
 
 def test_every_claim_can_hold_and_can_fail(tmp_path, monkeypatch):
     verdicts, content = told(tmp_path, monkeypatch, as_predicted, 0.9, 1.1)
-    assert verdicts.pop("again") == "open" and len(verdicts) == 9 and set(verdicts.values()) == {"new"}
+    assert verdicts.pop("again") == "open" and len(verdicts) == 10 and set(verdicts.values()) == {"new"}
     found = content["results"]
     assert found["ends"]["relaxed"]["10"]["median"] == 4.0 and found["ends"]["exact"]["10"]["saved"] == 64
     assert found["closed"]["home_paper"] == {"gap": 2.0} | dict.fromkeys(
@@ -149,6 +154,7 @@ def test_the_study_can_be_made_and_its_live_ascent_is_the_stored_one(tmp_path):
     study = content["results"]["study"]
     assert list(study["areas"]) == list(FACTORS[1:-1]) and len(study["areas"]["spread"]) == 3
     assert len(study["wall"]["10"]["16"]["norm"]) == 2 and min(study["wall"]["100"]["2"]["norm"]) > 1
+    assert study["own"]["own"]["weight"]["chosen"] > 0 and len(study["own"]["own"]["shift3"]["final"]) == 2
     live = content["results"]["live"]["ends"]
     for share in ("100", "30", "10"):
         assert live[share][0] == pytest.approx(study["calls"]["values"][share]["final"][0], abs=1e-4)

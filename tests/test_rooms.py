@@ -36,7 +36,7 @@ TABLE = {
     "fpo.linear": {"games", "landscapes", "parameters"},
     "fpo.remedies": {"mlp"},
     "fpo.moves": {"games", "landscapes", "parameters"},
-    "fpo.neural": {"games", "mlp", "moves", "files", "parameters", "remedies"},
+    "fpo.neural": {"games", "landscapes", "mlp", "moves", "files", "parameters", "remedies"},
     "fpo.unrolled": {"mlp", "neural"},
     "fpo.claims": {"stats"},
     "fpo.results": {"claims", "files", "parameters"},

@@ -75,6 +75,9 @@ def beside(seed, models, y, theta, known, config):
         r = torch.stack([each(y)[0] for each in models])
         kinds = {"mean": r.mean(), "minimum": r.min(), "ensemble-bound": r.mean() - w * r.std(correction=0)}
         return kinds[config.remedy] - r[0]
+    if config.remedy == "wall":
+        g = slope(y, True)
+        return -w * (model(y)[0] - model(y)[0].detach()) * g @ g
     if config.remedy in ("error", "spread", "held-out", "leave-one-out"):
         g = slope(y, True)
         return -w * overconfidence(models, y.detach(), known, config, slope) * g @ g
