@@ -111,6 +111,7 @@ def told(tmp_path, monkeypatch, end, area, wall):
             }
             for share in shares
         },
+        "flat": {"s50": row("flat", "s50", "home")},
         "own": {
             name: {game: row("own", name, game) | {"norm": [100.0] * 64} for game in ("home", "shift3")}
             | {"weight": weight}
@@ -154,6 +155,7 @@ def test_the_study_can_be_made_and_its_live_ascent_is_the_stored_one(tmp_path):
     study = content["results"]["study"]
     assert list(study["areas"]) == list(FACTORS[1:-1]) and len(study["areas"]["spread"]) == 3
     assert len(study["wall"]["10"]["16"]["norm"]) == 2 and min(study["wall"]["100"]["2"]["norm"]) > 1
+    assert len(study["flat"]["s50"]["final"]) == 2
     assert study["own"]["own"]["weight"]["chosen"] > 0 and len(study["own"]["own"]["shift3"]["final"]) == 2
     live = content["results"]["live"]["ends"]
     for share in ("100", "30", "10"):
