@@ -35,7 +35,7 @@ Here R runs (arms x seeds) are one batch, and n actions of each are rows: tensor
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -287,6 +287,17 @@ def climb(
     return theta
 
 
+def asked(share: float, first: int, count: int) -> np.ndarray:
+    """Which steps, `count` from number `first` of a run on, have a call: k does if floor((k + 1) share) > floor(k share).
+
+    Examples
+    --------
+    >>> asked(0.5, 0, 4).tolist()
+    [False, True, False, True]
+    """
+    return np.diff(np.floor(np.arange(first, first + count + 1) * share)) > 0
+
+
 @cache
 def _compiled(function: Callable) -> Callable:
     return torch.compile(function, fullgraph=True, dynamic=False)
@@ -459,10 +470,11 @@ class Batch:
             gradient = remedies.gradient(
                 config.remedy, self.remedy_weight, gradient, answers, refitted, self.turn, config.members, over
             )
-        steps = np.arange(t * config.inner_steps, (t + 1) * config.inner_steps + 1)
-        asked = tuple(np.diff(np.floor(steps * config.oracle_share)) > 0) if config.oracle_share < 1 else None
+        calls = None
+        if config.oracle_share < 1:
+            calls = tuple(asked(config.oracle_share, t * config.inner_steps, config.inner_steps))
         self.theta = self.climb(
-            gradient, layers, self.theta, policy, rate, objective, config.clip, at_mean, hessian, held, trust, asked
+            gradient, layers, self.theta, policy, rate, objective, config.clip, at_mean, hessian, held, trust, calls
         )
         if over is not None:
             self.over = over(layers, self.theta[:, None], objective)[:, 0]
@@ -743,6 +755,19 @@ def simulate(
 def shared(config: Config) -> str:
     """What games that are played as one batch have in common, as a text: all but `WEIGHTS`, and whether they trust."""
     return f"{config.model_dump_json(exclude=set(WEIGHTS))} {config.trust > 0}"
+
+
+def batches(configs: Iterable[Config], most: int = 256) -> Iterator[list[Config]]:
+    """Games in groups for `simulate_each`, each once: those that differ in `WEIGHTS` alone, `most` runs at most.
+
+    A game with more runs than that is a group of its own.
+    """
+    groups: dict[str, list[Config]] = {}
+    for each in dict.fromkeys(configs):
+        groups.setdefault(shared(each), []).append(each)
+    for group in groups.values():
+        size = max(most // len(group[0].seeds), 1)
+        yield from (group[i : i + size] for i in range(0, len(group), size))
 
 
 def simulate_each(

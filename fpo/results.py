@@ -157,6 +157,23 @@ def plain(value: Any, digits: Mapping[str, int] = MappingProxyType({}), path: st
     return value
 
 
+def with_arrays(part: Any, but: tuple[str, ...] = ()) -> Any:
+    """What `plain` and a file have made of a study, with lists of numbers as arrays again: null is NaN.
+
+    A list of objects stays one; entries whose names are in `but` stay as they are.
+
+    Examples
+    --------
+    >>> with_arrays({"final": [1, None], "tuning": [None]}, but=("tuning",))
+    {'final': array([ 1., nan]), 'tuning': [None]}
+    """
+    if isinstance(part, dict):
+        return {name: value if name in but else with_arrays(value, but) for name, value in part.items()}
+    if not isinstance(part, list):
+        return part
+    return [with_arrays(row, but) for row in part] if part and isinstance(part[0], dict) else np.array(part, float)
+
+
 def bound(error: float, limit: float) -> float:
     """A rounding error as the bound that it stays under; the error itself where it does not.
 

@@ -2,10 +2,9 @@
 
 import json
 
-import nbformat
 import numpy as np
 import pytest
-from tools.parameter_classes import NOTEBOOKS, validated
+from tools.parameter_classes import defined
 from tools.verdicts import play
 
 from fpo import results
@@ -136,17 +135,13 @@ def test_a_game_without_home_is_refused_before_any_work(tmp_path):
         play("moved_games", tmp_path / "results.json", figures=False, **SHORT, parts=["breaks"], breaks=["buffer 7"])
 
 
-def defined(*marks):
+def cells(*marks):
     """What the chapter's cells with these marks define, with what they read."""
-    space = validated("moved_games", linear_steps=10, study_seeds=[0, 1])
-    cells = [cell.source for cell in nbformat.read(NOTEBOOKS["moved_games"], as_version=4).cells]
-    for mark in marks:
-        exec(compile(next(source for source in cells if mark in source), mark, "exec", dont_inherit=True), space)
-    return space
+    return defined("moved_games", *marks, linear_steps=10, study_seeds=[0, 1])
 
 
 def test_every_remedy_can_be_played_in_every_game():
-    space = defined("HOME = neural.Config", "GAMES = {", "REMEDIES = {", "def settings(")
+    space = cells("HOME = neural.Config", "GAMES = {", "REMEDIES = {", "def settings(")
     assert tuple(space["REMEDIES"]) == REMEDIES and tuple(space["GAMES"]) == GAMES
     home = space["HOME"].model_dump()
     for game in GAMES:
@@ -161,7 +156,7 @@ def test_every_remedy_can_be_played_in_every_game():
 
 @pytest.mark.parametrize("rule", ["bound-1", "exact-1", "fitted-1", "refit-trust-1"])
 def test_a_rule_in_the_linear_game_is_the_slope_of_its_objective(rule):
-    space, rng = defined("def linear_slope"), np.random.default_rng(1)
+    space, rng = cells("def linear_slope"), np.random.default_rng(1)
     V, ridge, n, d = space["linear"].Config(dimensions=4).landscape(), 0.2, 6, 4
     y, w, x, u = rng.normal(size=(1, d)), rng.normal(size=(1, d)), rng.normal(size=(1, n, d)), rng.normal(size=(1, n))
     H = 2 / n * x[0].T @ x[0] + ridge * np.eye(d)
@@ -180,7 +175,7 @@ def test_a_rule_in_the_linear_game_is_the_slope_of_its_objective(rule):
 
 
 def test_where_nothing_has_spread_the_region_lets_nothing_move():
-    space = defined("def linear_slope")
+    space = cells("def linear_slope")
     x, u = np.ones((1, 1, 3)), np.ones((1, 1))
     np.testing.assert_allclose(space["linear_trust"](np.zeros((1, 3)), x, u, 0.0, 0.02), 1.0)
     still = space["play_linear"]("refit-trust-1", 0.0)

@@ -1,13 +1,12 @@
 """The chapter on what an oracle is worth: direct ascent, its calls, the AUC, and verdicts that can fail."""
 
-import nbformat
 import numpy as np
 import pytest
 from scipy.integrate import quad
-from tools.parameter_classes import NOTEBOOKS, validated
+from tools.parameter_classes import defined
 from tools.verdicts import play
 
-from fpo import results
+from fpo import neural, results
 from fpo.landscapes import Bell
 from fpo.parameters import ParameterError
 
@@ -21,12 +20,7 @@ SHORT = {
 @pytest.fixture(scope="module")
 def chapter():
     """What the chapter's cells define about direct ascent and the AUC."""
-    space = validated("oracle", outer_steps=40)
-    cells = [cell.source for cell in nbformat.read(NOTEBOOKS["oracle"], as_version=4).cells]
-    for mark in ("HOME = neural", "def slope_from", "def ascend", "def area"):
-        source = next(source for source in cells if mark in source)
-        exec(compile(source, mark, "exec", dont_inherit=True), space)
-    return space
+    return defined("oracle", "HOME = neural", "def slope_from", "def ascend", "def area", outer_steps=40)
 
 
 def test_two_calls_are_the_slope_of_the_smoothed_utility_in_the_mean(chapter):
@@ -46,8 +40,8 @@ def test_two_calls_are_the_slope_of_the_smoothed_utility_in_the_mean(chapter):
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.3, 0.1, 0.05])
-def test_a_share_of_the_calls_is_what_is_asked(chapter, share):
-    parts = [chapter["asked"](share, 15 * t, 15) for t in range(400)]
+def test_a_share_of_the_calls_is_what_is_asked(share):
+    parts = [neural.asked(share, 15 * t, 15) for t in range(400)]
     assert np.concatenate(parts).sum() == pytest.approx(share * 6000, abs=1)
 
 

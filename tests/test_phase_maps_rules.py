@@ -1,9 +1,8 @@
 """The chapter on where collapse happens: its formulas by independent routes, and verdicts that can fail."""
 
-import nbformat
 import numpy as np
 import pytest
-from tools.parameter_classes import NOTEBOOKS, validated
+from tools.parameter_classes import defined, validated
 from tools.verdicts import play
 
 from fpo import linear, neural, results, sweeps
@@ -24,12 +23,7 @@ ALL = {"rest", "flip", "outrun", "twin", "clock", "memory", "spread", "follower"
 @pytest.fixture(scope="module")
 def chapter():
     """What the chapter's cells of theory define, and its maps' axes."""
-    space = validated("phase_maps")
-    cells = [cell.source for cell in nbformat.read(NOTEBOOKS["phase_maps"], as_version=4).cells]
-    for mark in (*MARKS, "MAPS = {"):
-        source = next(source for source in cells if mark in source)
-        exec(compile(source, mark, "exec", dont_inherit=True), space)
-    return space
+    return defined("phase_maps", *MARKS, "MAPS = {")
 
 
 def settings(chapter, count=200):
@@ -129,11 +123,8 @@ def test_at_the_flip_an_eigenvalue_is_minus_one(chapter):
 
 def test_the_leader_outruns_where_small_steps_turn(chapter):
     """With steps a thousandth of the game's, and no decay, the formula of rates is the eigenvalues' condition."""
-    small = dict(chapter)
-    small |= {"alpha": chapter["alpha"] / 1000, "delta": 0.0}
-    cells = [cell.source for cell in nbformat.read(NOTEBOOKS["phase_maps"], as_version=4).cells]
-    for mark in MARKS[1:]:
-        exec(compile(next(source for source in cells if mark in source), mark, "exec", dont_inherit=True), small)
+    slow = chapter | {"alpha": chapter["alpha"] / 1000, "delta": 0.0}
+    small = defined("phase_maps", *MARKS[1:], space=slow)
     C, _, size, top, best = settings(chapter)
     edge = small["outrun"](C, size, top, best)
     some = np.isfinite(edge)

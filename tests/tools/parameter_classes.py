@@ -31,6 +31,15 @@ def validated(notebook: str, **values: Any) -> dict[str, Any]:
     return namespace
 
 
+def defined(notebook: str, *marks: str, space: dict[str, Any] | None = None, **values: Any) -> dict[str, Any]:
+    """A namespace, a `validated` one or `space`, after the cells of a notebook that hold these marks, in turn."""
+    found = validated(notebook, **values) if space is None else space
+    sources = [cell.source for cell in nbformat.read(NOTEBOOKS[notebook], as_version=4).cells]
+    for mark in marks:
+        exec(compile(next(source for source in sources if mark in source), mark, "exec", dont_inherit=True), found)
+    return found
+
+
 CLASSES: dict[str, type[Parameters]] = {
     "linear.Config": linear.Config,
     "neural.Config": neural.Config,
