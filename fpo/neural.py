@@ -288,7 +288,7 @@ def climb(
 
 
 def asked(share: float, first: int, count: int) -> np.ndarray:
-    """Which steps, `count` from number `first` of a run on, have a call: k does if floor((k + 1) share) > floor(k share).
+    """Which steps, `count` from number `first` of a run on, have a call: k if floor((k + 1) share) > floor(k share).
 
     Examples
     --------
