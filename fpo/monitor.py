@@ -121,9 +121,13 @@ def leverage_ratio(features: np.ndarray, data: np.ndarray) -> float:
     """
     if not data.any():
         return np.nan
-    every, size = np.concatenate([features, data]), float((data * data).sum(1).mean())
-    h = (every * _solve(data, np.full(len(data), 1 / len(data)), RIDGE * size, every)).sum(1)
-    return float(h[: len(features)].mean() / h[len(features) :].mean())
+    size, n = float((data * data).sum(1).mean()), len(data)
+    gram, across = data @ data.T / n, features @ data.T / np.sqrt(n)
+    inverse = np.linalg.inv(gram + RIDGE * size * np.eye(n))
+    seen = ((across @ inverse) * across).sum(1)
+    h = ((features * features).sum(1) - seen) / (RIDGE * size)
+    # The data's own mean is the trace of gram times inverse: no column is solved for.
+    return float(h.mean() / (gram * inverse).sum())
 
 
 def steering_residual(rewards: np.ndarray, utilities: np.ndarray, features: np.ndarray) -> float:

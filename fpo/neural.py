@@ -514,7 +514,9 @@ class Batch:
         if config.remedy == "held-out":
             self.unseen = (mlp.reward(self.layers, y) - self.labels[:, rows]).mean(1, keepdim=True)
         known = min((t + 1) * config.new_samples, config.buffer_size)
-        batch = self.buffer, self.labels, self._label_weights(known)
+        # A step that draws labels has a memory that may be far longer than what is known: the rest is left out.
+        held = known if config.replay else config.buffer_size
+        batch = self.buffer[:, :held], self.labels[:, :held], self._label_weights(known)[:held]
         for step in range(config.rm_steps):
             if 0 < config.replay < known:
                 drawn = torch.Generator().manual_seed(t * config.rm_steps + step)
