@@ -256,11 +256,42 @@ def test_a_row_of_spreads_is_its_cells(chapter, tmp_path, monkeypatch):
             np.testing.assert_allclose(found["maps"]["sigma"]["final"][place], alone, atol=6e-4)
 
 
+def test_a_neural_map_is_joined_of_its_pieces_and_judged_when_it_is_whole(chapter, tmp_path, monkeypatch):
+    sweep, kept = Fake(), {}
+    changes = {"linear_steps": 200, "outer_steps": 10, "seeds": list(range(8)), "again": [[0, 0]]}
+    for name, steps in (("first", [1, 2, 20]), ("second", list(range(3, 20)))):
+        made = changes | {"study": "run", "parts": ["buffer", "sigma"], "steps": steps}
+        _, kept[name] = told(tmp_path, monkeypatch, {}, sweep, **made)
+        assert kept[name]["results"]["lines"] == {"buffer": len(steps), "sigma": len(steps)}
+        assert kept[name]["results"]["missing"] == ["linear", "buffer", "sigma"]
+    assert [len(cells) for cells in sweep.asked] == [60, 3, 1, 340, 17, 1]
+    assert {cell["inner_steps"] for cell in sweep.asked[0]} == {1, 2, 20}
+    assert [row["rm_steps"] for row in sweep.asked[1]] == [1, 2, 20]
+    for place in (0, 19, 20, 399):  # policy steps slowest, RM steps fastest: 3 of them are in the second piece
+        column = kept["first"]["results"]["maps"]["buffer"]["final"]
+        assert (column[place] is None) == (place // 20 + 1 not in (1, 2, 20))
+        column = kept["first"]["results"]["maps"]["sigma"]["final"]
+        assert (column[place] is None) == (place % 20 + 1 not in (1, 2, 20))
+    verdicts, content = told(tmp_path, monkeypatch, {"first": kept["first"]}, sweep, **changes)
+    assert content["results"]["missing"] == ["linear", "buffer", "sigma"] and verdicts["clock"] == "open"
+    _, content = told(tmp_path, monkeypatch, kept, sweep, **changes)
+    assert content["results"]["missing"] == ["linear"] and content["results"]["lines"] == {"buffer": 20, "sigma": 20}
+    kept["second"]["parameters"]["seeds"] = list(range(1, 9))
+    with pytest.raises(ValueError, match="pieces of the map buffer differ in their seeds or lengths"):
+        told(tmp_path, monkeypatch, kept, sweep, **changes)
+
+
 def test_a_map_with_a_failed_cell_is_not_there_and_says_why(tmp_path, monkeypatch, capsys):
     sweep = Fake([1.0] * 8, [{"cell": {"gamma": 0.3}, "error": "OSError: no room"}])
     changes = {"study": "run", "parts": ["linear"], "linear_steps": 200}
     _, content = told(tmp_path, monkeypatch, {}, sweep, **changes)
     assert "linear" in content["results"]["missing"] and "no room at {'gamma': 0.3}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("steps", [[], [0], [21], [1, 1], [1.5], 3])
+def test_a_line_that_is_none_is_refused(steps):
+    with pytest.raises(ParameterError, match="distinct whole numbers from 1 to 20"):
+        validated("phase_maps", steps=steps)
 
 
 @pytest.mark.parametrize("again", [[], [[0, 20]], [[1]], [[0, 1], [0, 1]], [0, 1], [[0, 1.5]]])
