@@ -110,8 +110,7 @@ def agreement(rewards: np.ndarray, utilities: np.ndarray) -> float:
 def _solve(data: np.ndarray, weights: np.ndarray, ridge: float, v: np.ndarray) -> np.ndarray:
     """(sum_i w_i f_i f_i^T + ridge I)^-1 v by an n x n matrix: data (n, p), weights (n,), v (m, p)."""
     rows = np.sqrt(weights)[:, None] * data
-    inner = np.linalg.solve(rows @ rows.T + ridge * np.eye(len(rows)), rows @ v.T)
-    return (v - inner.T @ rows) / ridge
+    return (v - np.linalg.solve(rows @ rows.T + ridge * np.eye(len(rows)), rows @ v.T).T @ rows) / ridge
 
 
 def leverage_ratio(features: np.ndarray, data: np.ndarray) -> float:
@@ -121,13 +120,10 @@ def leverage_ratio(features: np.ndarray, data: np.ndarray) -> float:
     """
     if not data.any():
         return np.nan
-    size, n = float((data * data).sum(1).mean()), len(data)
-    gram, across = data @ data.T / n, features @ data.T / np.sqrt(n)
-    inverse = np.linalg.inv(gram + RIDGE * size * np.eye(n))
-    seen = ((across @ inverse) * across).sum(1)
-    h = ((features * features).sum(1) - seen) / (RIDGE * size)
-    # The data's own mean is the trace of gram times inverse: no column is solved for.
-    return float(h.mean() / (gram * inverse).sum())
+    gram, across = data @ data.T / len(data), features @ data.T / np.sqrt(len(data))
+    inverse = np.linalg.inv(gram + (ridge := RIDGE * np.trace(gram)) * np.eye(len(data)))
+    h = ((features * features).sum(1) - ((across @ inverse) * across).sum(1)) / ridge
+    return float(h.mean() / (gram * inverse).sum())  # the data's own mean is a trace
 
 
 def steering_residual(rewards: np.ndarray, utilities: np.ndarray, features: np.ndarray) -> float:
