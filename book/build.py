@@ -33,7 +33,9 @@ from filelock import FileLock, Timeout
 from printing import NAME, pack, print_book
 from render import render_or_reuse, render_strictly, stage, tell
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of the notebooks' kernels sleep: see fpo/__init__.py
+import fpo
+
+assert fpo  # imported for what it does: idle threads of the notebooks' kernels sleep
 
 
 @contextmanager

@@ -7,11 +7,12 @@ import sys
 import pytest
 from tools import portable
 
-PRINT = "import os; print(os.environ['OMP_WAIT_POLICY'])"
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+PRINT = f"import os; print(*map(os.environ.get, {VARIABLES}))"
 
 
 def surroundings(**more):
-    return {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | more
+    return {name: value for name, value in os.environ.items() if name not in VARIABLES} | more
 
 
 def told(code: str, **more) -> str:
@@ -25,22 +26,25 @@ def told(code: str, **more) -> str:
 
 def test_the_module_lets_idle_threads_sleep_before_it_loads_torch():
     code = "import sys, fpo; assert 'torch' not in sys.modules; " + PRINT
-    assert told(code) == "PASSIVE"
+    assert told(code) == "PASSIVE 1000"
 
 
-def test_a_users_own_setting_wins():
-    assert told("import fpo; " + PRINT, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+@pytest.mark.parametrize(
+    ("name", "value", "left"), [(VARIABLES[0], "ACTIVE", "ACTIVE None"), (VARIABLES[1], "5", "None 5")]
+)
+def test_a_users_own_setting_wins(name, value, left):
+    assert told("import fpo; " + PRINT, **{name: value}) == left
 
 
 @pytest.mark.parametrize("script", ["book/build.py", "tests/benchmarks/run.py"])
 def test_a_script_hands_it_on_to_what_it_starts(script):
     """The build driver's notebook kernels, the benchmarks' pytest."""
     code = f"import runpy; runpy.run_path({script!r}); " + PRINT
-    assert told(f"import sys; sys.path.insert(0, 'book'); {code}") == "PASSIVE"
+    assert told(f"import sys; sys.path.insert(0, 'book'); {code}") == "PASSIVE 1000"
 
 
 def test_these_tests_run_with_it():
-    assert os.environ["OMP_WAIT_POLICY"]
+    assert os.environ.keys() & set(VARIABLES)
 
 
 def test_busy_processes_are_there_for_the_block_and_gone_after_it():

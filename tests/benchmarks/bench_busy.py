@@ -1,8 +1,8 @@
 """A busy machine: the same work beside two processes that keep the cores busy.
 
-Four steps of the language-model loop: `fast` is the project's default, idle threads that sleep
-(OMP_WAIT_POLICY=PASSIVE, which fpo sets before torch is loaded); `slow` is OpenMP's own default, idle threads that
-spin, as it is where torch is imported first.
+Four steps of the language-model loop: `fast` is the project's default, idle threads that sleep (OMP_WAIT_POLICY=PASSIVE
+and GOMP_SPINCOUNT=1000, which fpo sets before torch is loaded); `slow` is OpenMP's own default, idle threads that spin,
+as it is where torch is imported first.
 
 Each chapter, executed as `make book` does: `fast` is with nothing beside it, `slow` on the busy machine.
 """
@@ -28,7 +28,9 @@ def seconds(kind: str, folder, busy: int) -> float:
     """Wall seconds of a run in a process of its own, beside `busy` others."""
     chosen = [f"--set=steps={STEPS}", "--set=candidates=3", "--set=max_new_tokens=12", "--set=threads=2"]
     command = [sys.executable, "-c", FIRST[kind] + RUN, str(folder), *chosen]
-    surroundings = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")}
+    surroundings = {
+        k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+    }
     with portable.spinning(busy):
         started = time.perf_counter()
         subprocess.run(command, check=True, cwd=portable.ROOT, env=surroundings, stdout=subprocess.DEVNULL)
