@@ -1,5 +1,7 @@
 """The chapter on where collapse happens: its formulas by independent routes, and verdicts that can fail."""
 
+from ast import literal_eval
+
 import numpy as np
 import pytest
 from tools.parameter_classes import defined, validated
@@ -254,6 +256,33 @@ def test_a_row_of_spreads_is_its_cells(chapter, tmp_path, monkeypatch):
         at = 20 * chapter["SPREADS"].index(game["sigma"])
         for place in (at, at + 19):
             np.testing.assert_allclose(found["maps"]["sigma"]["final"][place], alone, atol=6e-4)
+
+
+def test_a_look_is_the_game_of_its_cell_and_is_told(tmp_path, monkeypatch):
+    sweep, seeds = Fake(), list(range(8))
+    changes = {"outer_steps": 10, "linear_steps": 200, "seeds": seeds, "again": [[0, 0]]}
+    _, content = told(tmp_path, monkeypatch, {}, sweep, **changes, study="run", parts=["look"])
+    looks = content["results"]["look"]
+    assert len(looks) == 5 and content["results"]["maps"] == {}
+    for name, look in looks.items():
+        sigma, steps, labels = literal_eval(name)
+        game = {"sigma": sigma, "rm_steps": steps, "seeds": seeds, "outer_steps": 10, "label_spread": labels / sigma}
+        run = neural.simulate(neural.Config(arms=("standard",), **game), keep=range(10))
+        far = np.linalg.norm(run.of("standard", "actions"), axis=-1)
+        expected = {"utility": run.of("standard"), "reward": run.of("standard", "reward"), "distance": far}
+        assert look["times"] == list(range(10))
+        for what, values in expected.items():
+            np.testing.assert_allclose(look[what], values, atol=2e-3)
+    narrow = looks["(0.021, 3, 0.021)"]
+    narrow["distance"][-1] = [0.05] * 5 + [0.2] * 3
+    narrow["distance"][4] = [7.0] * 8
+    narrow["utility"][-1] = [9.5] * 3 + [8.5] * 5
+    narrow["reward"][-1] = [value - 0.25 for value in narrow["utility"][-1]]
+    _, content = told(tmp_path, monkeypatch, {"look": content}, sweep, **changes)
+    narrow = content["results"]["looked"][2]
+    assert (narrow["home"], narrow["saved"], narrow["far"]) == (5, 3, 7.0) and narrow["gap"] == pytest.approx(
+        0.25, abs=1e-5
+    )
 
 
 def test_a_neural_map_is_joined_of_its_pieces_and_judged_when_it_is_whole(chapter, tmp_path, monkeypatch):
