@@ -19,7 +19,7 @@ MARKS = (
     "def rest(",
     "def rays",
 )
-ALL = {"rest", "flip", "outrun", "twin", "clock", "memory", "spread", "follower", "trade", "again"}
+ALL = {"rest", "flip", "outrun", "twin", "clock", "memory", "spread", "follower", "trade", "labels", "again"}
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,16 @@ def told(tmp_path, monkeypatch, kept, sweep, **changes):
     return play("phase_maps", tmp_path / "results.json", figures=False, **changes)
 
 
+def crosses(wide, narrow):
+    """Four cells of 32 seeds: how many are saved with a narrow policy and wide labels, and the reverse."""
+    ends = {
+        f"({policy}, {labels})": [9.5] * count + [5.0] * (32 - count)
+        for policy, labels, count in ((0.021, 0.021, 0), (0.021, 0.1, wide), (0.1, 0.021, narrow), (0.1, 0.1, 32))
+    }
+    rows = {name: {"final": end, "peak": [min(value + 0.6, 10.0) for value in end]} for name, end in ends.items()}
+    return {"spreads": {"parameters": {}, "results": {"spreads": rows}}}
+
+
 def linear_map(chapter, right):
     """A map that does what theory says of every cell, or the contrary."""
     gammas, rates = np.array(chapter["GAMMAS"])[:, None, None], np.array(chapter["RATES"])[:, None]
@@ -194,7 +204,8 @@ def test_every_claim_can_hold_and_can_fail(chapter, tmp_path, monkeypatch):
         "sigma": neural_map(y + 1 < needed, end=x / 4),
     }
     first = maps["linear"]["final"][9]  # of the one cell that is played again
-    found = told(tmp_path, monkeypatch, stored(chapter, **maps), Fake(first.tolist()), again=[[0, 9]], linear_steps=200)
+    kept = stored(chapter, **maps) | crosses(wide=30, narrow=2)
+    found = told(tmp_path, monkeypatch, kept, Fake(first.tolist()), again=[[0, 9]], linear_steps=200)
     verdicts, content = found
     assert set(verdicts) == ALL and {k for k, v in verdicts.items() if v != "new"} == {"twin"}
     assert content["results"]["missing"] == [] and -2.5 < content["results"]["neural"]["power"] < -1.5
@@ -203,14 +214,16 @@ def test_every_claim_can_hold_and_can_fail(chapter, tmp_path, monkeypatch):
         "buffer": neural_map(x < y, end=-y / 4),
         "sigma": neural_map(y + 1 > 20 - 19 * sigma / sigma.max(), end=-x / 4),
     }
-    verdicts, content = told(tmp_path, monkeypatch, stored(chapter, **maps), Fake([9.0] * 8), linear_steps=200)
+    kept = stored(chapter, **maps) | crosses(wide=30, narrow=28)
+    verdicts, content = told(tmp_path, monkeypatch, kept, Fake([9.0] * 8), linear_steps=200)
     assert {k for k, v in verdicts.items() if v != "does not hold"} <= {"trade"}
     assert content["results"]["linear"]["shares"]["rest"]["least"] < 0.05
     # Seven of eight seeds are not all of them, and a power that is too steep is refuted.
     maps["buffer"]["final"][:, 0] = np.tile(y, 20)
     maps["sigma"] = neural_map(y + 1 < 10 * (0.1 / sigma) ** 5, end=x / 4)
-    verdicts, _ = told(tmp_path, monkeypatch, stored(chapter, **maps), Fake([9.0] * 8), linear_steps=200)
-    assert (verdicts["memory"], verdicts["trade"]) == ("open", "does not hold")
+    kept = stored(chapter, **maps) | crosses(wide=18, narrow=2)
+    verdicts, _ = told(tmp_path, monkeypatch, kept, Fake([9.0] * 8), linear_steps=200)
+    assert (verdicts["memory"], verdicts["trade"], verdicts["labels"]) == ("open", "does not hold", "open")
 
 
 def test_what_is_not_played_stays_open(tmp_path, monkeypatch):
@@ -283,6 +296,22 @@ def test_a_look_is_the_game_of_its_cell_and_is_told(tmp_path, monkeypatch):
     assert (narrow["home"], narrow["saved"], narrow["far"]) == (5, 3, 7.0) and narrow["gap"] == pytest.approx(
         0.25, abs=1e-5
     )
+
+
+def test_the_crossing_of_spreads_is_made_of_games(tmp_path, monkeypatch):
+    seeds = [5, 6]
+    changes = {"outer_steps": 10, "linear_steps": 200, "spread_seeds": seeds, "study": "run", "parts": ["spreads"]}
+    _, content = told(tmp_path, monkeypatch, {}, Fake([1.0] * 8), **changes)
+    rows = content["results"]["spreads"]
+    assert len(rows) == 4
+    for name, row in rows.items():
+        sigma, labels = literal_eval(name)
+        game = neural.Config(
+            arms=("standard",), seeds=seeds, outer_steps=10, rm_steps=3, sigma=sigma, label_spread=labels / sigma
+        )
+        run = neural.simulate(game)
+        np.testing.assert_allclose(row["final"], run.utility[-1, 0], atol=2e-3)
+        np.testing.assert_allclose(row["peak"], run.peak()[0], atol=2e-3)
 
 
 def test_a_neural_map_is_joined_of_its_pieces_and_judged_when_it_is_whole(chapter, tmp_path, monkeypatch):
