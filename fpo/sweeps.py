@@ -182,7 +182,8 @@ def sweep(
         place: Any = nullcontext(scheduler)
         if not scheduler:
             one = {"threads_per_worker": 1, "env": {"TQDM_DISABLE": "1"}}  # one bar is enough
-            quiet = {"dashboard_address": None, "silence_logs": logging.CRITICAL}  # a lost worker's cell tells of it
+            # Any free port: the usual one may be another sweep's. A lost worker's cell tells of it, no log does.
+            quiet = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}
             place = LocalCluster(n_workers=min(workers, len(waiting)), **one, **quiet)
         with bar, place as cluster, Client(cluster) as client:
             futures = {client.submit(_row, play, cells[i], retries=retries, pure=False): i for i in waiting}

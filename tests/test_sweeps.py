@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import dask
@@ -25,7 +27,7 @@ def cluster():
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
     ):
         patch.delenv("OMP_NUM_THREADS", raising=False)
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as workers:
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as workers:
             yield workers.scheduler_address
 
 
@@ -47,6 +49,15 @@ def test_a_sweep_on_this_machine_is_gathered_and_a_second_one_plays_what_is_new(
     monkeypatch.setattr("distributed.LocalCluster", None)
     assert sweeps.sweep(square, cells[::-1], tmp_path / "cells") == (rows[::-1], [])
     assert plays(seen, 1) == plays(seen, 3) == 1
+
+
+def test_a_sweep_beside_another_does_not_complain(tmp_path, seen, recwarn):
+    with socket.socket() as taken:
+        with suppress(OSError):  # another process has it, which is as good
+            taken.bind(("", 8787))
+            taken.listen()
+        sweeps.sweep(square, sweeps.grid(x=[3], folder=[seen]), tmp_path / "cells")
+    assert not [each for each in recwarn if "8787" in str(each.message)]
 
 
 def test_a_cluster_is_named_by_its_address_and_nothing_else_changes(cluster, tmp_path, seen):
