@@ -4,10 +4,11 @@ from ast import literal_eval
 
 import numpy as np
 import pytest
+import torch
 from tools.parameter_classes import defined, validated
 from tools.verdicts import play
 
-from fpo import linear, neural, results, sweeps
+from fpo import linear, mlp, neural, results, sweeps
 from fpo.parameters import ParameterError
 
 MARKS = (
@@ -280,12 +281,23 @@ def test_a_look_is_the_game_of_its_cell_and_is_told(tmp_path, monkeypatch):
     for name, look in looks.items():
         sigma, steps, labels = literal_eval(name)
         game = {"sigma": sigma, "rm_steps": steps, "seeds": seeds, "outer_steps": 10, "label_spread": labels / sigma}
-        run = neural.simulate(neural.Config(arms=("standard",), **game), keep=range(10))
-        far = np.linalg.norm(run.of("standard", "actions"), axis=-1)
-        expected = {"utility": run.of("standard"), "reward": run.of("standard", "reward"), "distance": far}
-        assert look["times"] == list(range(10))
+        config = neural.Config(arms=("standard",), precision="float64", **game)
+        run, bell = neural.simulate(config, keep=range(1, 10)), config.landscape()
+        theta = run.of("standard", "actions")
+        expected = {"utility": run.of("standard")[1:], "reward": run.of("standard", "reward")[1:]}
+        expected["distance"] = np.linalg.norm(theta, axis=-1)
+        apart = np.array([run.labeled("standard", t) - run.labeled("standard", t).mean(1, keepdims=True) for t in (9,)])
+        assert look["times"] == list(range(1, 10))
         for what, values in expected.items():
             np.testing.assert_allclose(look[what], values, atol=2e-3)
+        np.testing.assert_allclose(look["scatter"][-1], np.sqrt((apart[0] ** 2).mean(axis=(1, 2))), atol=2e-3)
+        # The RM's slope by finite differences, at the last look of the first seed.
+        layers, nudges = run.reward_model("standard", 0, 9), 1e-5 * np.eye(10)
+        ahead, behind = (mlp.reward(layers, torch.from_numpy(theta[-1, 0] + way * nudges)) for way in (1, -1))
+        slope, steep = (ahead - behind).numpy() / 2e-5, bell.gradient(theta[-1, 0])
+        assert look["slope"][-1][0] == pytest.approx(np.linalg.norm(slope), abs=2e-3)
+        error = np.linalg.norm(slope - steep) / np.linalg.norm(steep)
+        assert look["slope_error"][-1][0] == pytest.approx(error, abs=2e-3)
     narrow = looks["(0.021, 3, 0.021)"]
     narrow["distance"][-1] = [0.05] * 5 + [0.2] * 3
     narrow["distance"][4] = [7.0] * 8
