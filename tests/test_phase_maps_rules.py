@@ -286,11 +286,12 @@ def test_a_look_is_the_game_of_its_cell_and_is_told(tmp_path, monkeypatch):
         theta = run.of("standard", "actions")
         expected = {"utility": run.of("standard")[1:], "reward": run.of("standard", "reward")[1:]}
         expected["distance"] = np.linalg.norm(theta, axis=-1)
-        apart = np.array([run.labeled("standard", t) - run.labeled("standard", t).mean(1, keepdims=True) for t in (9,)])
+        labeled = run.labeled("standard", 9)
+        apart = labeled - labeled.mean(axis=1, keepdims=True)
         assert look["times"] == list(range(1, 10))
         for what, values in expected.items():
             np.testing.assert_allclose(look[what], values, atol=2e-3)
-        np.testing.assert_allclose(look["scatter"][-1], np.sqrt((apart[0] ** 2).mean(axis=(1, 2))), atol=2e-3)
+        np.testing.assert_allclose(look["scatter"][-1], np.sqrt((apart**2).mean(axis=(1, 2))), atol=2e-3)
         # The RM's slope by finite differences, at the last look of the first seed.
         layers, nudges = run.reward_model("standard", 0, 9), 1e-5 * np.eye(10)
         ahead, behind = (mlp.reward(layers, torch.from_numpy(theta[-1, 0] + way * nudges)) for way in (1, -1))
